@@ -1,0 +1,46 @@
+"""The base of every model that crosses a boundary."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from airloom.errors import ContractError
+
+
+class Frozen(BaseModel):
+    """Immutable, and refuses keys it does not know, so that a typo is an error and not a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, whole or not at all: a reader sees the old file or the new one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote.
+
+        Raises:
+            ContractError: the file is missing, is not JSON, or does not follow the model.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise ContractError(f"{cls.__name__} expected at {path}, but there is no such file") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "(the whole file)"
+            raise ContractError(
+                f"{path} is not a valid {cls.__name__}: {where}: {first['msg']}",
+                hint="the platform and the stage image may have different contract versions: rebuild the stage",
+            ) from error

@@ -1,0 +1,199 @@
+"""Every setting, read once, typed, from the environment, `.env.local` and `.env` in that order.
+
+Names are the field names in capitals with the prefix `AIRLOOM_`. Secrets are not settings: each is a
+file in `secrets_dir`, made by `airloom init`, and read when it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from airloom.errors import ConfigError
+
+SECRET_NAMES = (
+    "admin_password",  # Airflow's and the git server's administrator
+    "airflow_api_secret",  # signs Airflow's sessions
+    "airflow_jwt_secret",  # signs Airflow's API tokens
+    "airflow_fernet_key",  # encrypts Airflow's connections
+    "git_password",  # of the user `airloom`, who writes version tags
+    "s3_admin_secret",
+    "s3_airloom_secret",
+    "s3_mlflow_secret",
+    "s3_jwt_secret",  # guards the object store's internal ports
+    "webhook_secret",  # signs push events
+    "serving_admin_token",  # needed to swap a served model
+)
+
+
+def project_root() -> Path:
+    """The folder of the project: `AIRLOOM_PROJECT`, or the nearest one above that holds dags/configs."""
+    named = os.environ.get("AIRLOOM_PROJECT")
+    if named:
+        return Path(named).resolve()
+    for start in (Path.cwd(), Path(__file__)):
+        for folder in (start, *start.parents):
+            if (folder / "dags" / "configs").is_dir():
+                return folder.resolve()
+    raise ConfigError(
+        f"no Airloom project in {Path.cwd()} or above",
+        hint="change to the folder with dags/configs, or name it in AIRLOOM_PROJECT",
+    )
+
+
+class Settings(BaseSettings):
+    """See `.env` for what each means to people."""
+
+    model_config = SettingsConfigDict(env_prefix="AIRLOOM_", extra="ignore", frozen=True)
+
+    project: Path = Field(default_factory=project_root)
+    home: Path = Path(".airloom")
+    bind_host: str = "127.0.0.1"
+    runner: str = ""
+
+    airflow_port: int = Field(default=8080, gt=0, lt=65536)
+    git_port: int = Field(default=8081, gt=0, lt=65536)
+    mlflow_port: int = Field(default=5000, gt=0, lt=65536)
+    s3_port: int = Field(default=9000, gt=0, lt=65536)
+    gateway_port: int = Field(default=8000, gt=0, lt=65536)
+    serving_ports: str = Field(default="8100-8119", pattern=r"^\d+-\d+$")
+    internal_ports: str = Field(default="8130-8149", pattern=r"^\d+-\d+$")
+
+    airflow_url: str = ""
+    git_url: str = ""
+    mlflow_url: str = ""
+    s3_url: str = ""
+    gateway_url: str = ""
+    gateway_admin_url: str = ""
+    supervisor_url: str = ""
+    database_url: str = ""
+
+    git_owner: str = "airloom"
+    git_user: str = "airloom"
+    s3_region: str = "us-east-1"
+    bucket_raw: str = "raw"
+    bucket_dvc: str = "dvc"
+    bucket_mlflow: str = "mlflow"
+    bucket_airloom: str = "airloom"
+
+    @cached_property
+    def home_dir(self) -> Path:
+        """State of this installation: data of the embedded services, logs, workspaces."""
+        return self.home if self.home.is_absolute() else self.project / self.home
+
+    @cached_property
+    def secrets_dir(self) -> Path:
+        return self.home_dir / "secrets"
+
+    @cached_property
+    def log_dir(self) -> Path:
+        return self.home_dir / "logs"
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """Sockets and process ids: nothing that outlives a stop."""
+        return self.home_dir / "run"
+
+    @cached_property
+    def data_dir(self) -> Path:
+        """Data of the embedded services: data/s3, data/git, data/mlflow, data/airflow."""
+        return self.home_dir / "data"
+
+    @cached_property
+    def workspaces_dir(self) -> Path:
+        """`<pipeline>/<run>/<stage>`: a stage's request, result, inputs and outputs."""
+        return self.home_dir / "workspaces"
+
+    @cached_property
+    def checkouts_dir(self) -> Path:
+        """`<repo>/<commit>`: read-only trees of stage code."""
+        return self.home_dir / "checkouts"
+
+    @cached_property
+    def releases_dir(self) -> Path:
+        """`<pipeline>/<version>`: what a serving process needs to start without any other service."""
+        return self.home_dir / "releases"
+
+    @cached_property
+    def dvc_cache_dir(self) -> Path:
+        """The cache that all workspaces share, in DVC's own layout."""
+        return self.home_dir / "dvc-cache"
+
+    @cached_property
+    def configs_dir(self) -> Path:
+        return self.project / "dags" / "configs"
+
+    # Where clients reach each service: the embedded one unless the environment says otherwise.
+
+    @cached_property
+    def airflow_api_url(self) -> str:
+        return self.airflow_url or f"http://{self.bind_host}:{self.airflow_port}"
+
+    @cached_property
+    def git_base_url(self) -> str:
+        return self.git_url or f"http://{self.bind_host}:{self.git_port}"
+
+    @cached_property
+    def mlflow_api_url(self) -> str:
+        return self.mlflow_url or f"http://{self.bind_host}:{self.mlflow_port}"
+
+    @cached_property
+    def s3_endpoint_url(self) -> str:
+        return self.s3_url or f"http://{self.bind_host}:{self.s3_port}"
+
+    @cached_property
+    def gateway_base_url(self) -> str:
+        return self.gateway_url or f"http://{self.bind_host}:{self.gateway_port}"
+
+    @cached_property
+    def gateway_admin(self) -> str:
+        """`http://…` or `unix:<path>`."""
+        return self.gateway_admin_url or f"unix:{self.run_dir / 'gateway.sock'}"
+
+    @cached_property
+    def supervisor(self) -> str:
+        """`http://…` or `unix:<path>`."""
+        return self.supervisor_url or f"unix:{self.run_dir / 'supervisor.sock'}"
+
+    @cached_property
+    def database(self) -> str:
+        """SQLAlchemy URL of the prediction log and the ledger of task outcomes."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'ledger' / 'ledger.db'}"
+
+    def secret(self, name: str) -> str:
+        """Read one secret.
+
+        Raises:
+            ConfigError: `airloom init` has not been run, or the file cannot be read.
+        """
+        path = self.secrets_dir / name
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(
+                f"the secret {name!r} cannot be read from {path}: {error.strerror}", hint="run: airloom init"
+            ) from error
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        ConfigError: a value is wrong; the message names the variable, the value and what is allowed.
+    """
+    from pydantic import ValidationError
+
+    root = project_root()
+    try:
+        return Settings(_env_file=(root / ".env", root / ".env.local"), project=root)  # type: ignore[call-arg]
+    except ValidationError as error:
+        lines = [
+            f"AIRLOOM_{'.'.join(str(part) for part in detail['loc']).upper()}: {detail['msg']}, found {detail['input']!r}"
+            for detail in error.errors()
+        ]
+        raise ConfigError("\n".join(lines), hint=f"see {root / '.env'}") from error
