@@ -190,10 +190,10 @@ def get_settings() -> Settings:
 
     root = project_root()
     try:
-        return Settings(_env_file=(root / ".env", root / ".env.local"), project=root)  # type: ignore[call-arg]
+        return Settings(_env_file=(root / ".env", root / ".env.local"), project=root)
     except ValidationError as error:
         lines = [
-            f"AIRLOOM_{'.'.join(str(part) for part in detail['loc']).upper()}: {detail['msg']}, found {detail['input']!r}"
+            f"AIRLOOM_{str(detail['loc'][0]).upper()}: {detail['msg']}, found {detail['input']!r}"
             for detail in error.errors()
         ]
         raise ConfigError("\n".join(lines), hint=f"see {root / '.env'}") from error

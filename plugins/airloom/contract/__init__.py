@@ -8,6 +8,7 @@ from airloom.contract.base import Frozen
 from airloom.contract.card import DataCard, RejectedRow
 from airloom.contract.digest import canonical_json, sha256_bytes, sha256_file, sha256_json, sha256_tree
 from airloom.contract.enums import DeployTarget, ExitCode, Runner, Stage, Verdict
+from airloom.contract.outcome import Deployment, StageOutcome, ValidationReport, VerifyReport
 from airloom.contract.plan import CodePin, DataVersion, RunPlan, SourcePin, StagePin, Trigger
 from airloom.contract.release import GateDecision, Receipt, Release
 from airloom.contract.request import StageRequest, Tracking
@@ -20,6 +21,7 @@ __all__ = [
     "DataCard",
     "DataVersion",
     "DeployTarget",
+    "Deployment",
     "ExitCode",
     "Frozen",
     "GateDecision",
@@ -32,12 +34,15 @@ __all__ = [
     "SourcePin",
     "Stage",
     "StageInputError",
+    "StageOutcome",
     "StagePin",
     "StageRequest",
     "StageResult",
     "Tracking",
     "Trigger",
+    "ValidationReport",
     "Verdict",
+    "VerifyReport",
     "VersionTag",
     "canonical_json",
     "run_stage_main",

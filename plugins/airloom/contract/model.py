@@ -15,7 +15,7 @@ import importlib
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -81,4 +81,4 @@ def load_predictor(folder: Path) -> tuple[ModelCard, Predictor]:
             sys.path.remove(str(code))
     if not isinstance(loaded, Predictor):
         raise ContractError(f"{card.entry} in {folder} returned a {type(loaded).__name__}, which is no Predictor")
-    return card, cast("Predictor", loaded)
+    return card, loaded

@@ -17,7 +17,9 @@ from airloom.errors import ContractError
 DEFAULT_ROWS_PER_SHARD = 1000
 
 
-def write_shards(folder: Path, split: str, table: pa.Table, *, rows_per_shard: int = DEFAULT_ROWS_PER_SHARD) -> list[Path]:
+def write_shards(
+    folder: Path, split: str, table: pa.Table, *, rows_per_shard: int = DEFAULT_ROWS_PER_SHARD
+) -> list[Path]:
     """Write one split's rows as shards of at most `rows_per_shard` rows; return the files in order."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -43,9 +43,7 @@ def run_stage_main(stages: Mapping[Stage, StageFunction], argv: list[str] | None
 
     def failed(message: str) -> StageResult:
         print(f"{stage.value}: {message}", file=sys.stderr, flush=True)
-        return StageResult(
-            stage=stage, status="failed", error=message, started_at=started_at, finished_at=time.time()
-        )
+        return StageResult(stage=stage, status="failed", error=message, started_at=started_at, finished_at=time.time())
 
     try:
         request = StageRequest.read(arguments.request)

@@ -117,7 +117,7 @@ class Canary(Frozen):
     def _rising_to_100(self) -> Self:
         steps = self.steps
         if not steps or steps[-1] != 100 or any(not 0 < step <= 100 for step in steps) or sorted(set(steps)) != steps:
-            raise ValueError(f"steps must be rising percentages that end with 100, such as [10, 50, 100]; found {steps}")
+            raise ValueError(f"steps must be rising percentages up to 100, such as [10, 50, 100]; found {steps}")
         return self
 
 
@@ -156,7 +156,7 @@ class PipelineSpec(Frozen):
     def _complete(self) -> Self:
         missing = [stage.value for stage in REQUIRED_STAGES if stage not in self.stages]
         if missing:
-            raise ValueError(f"stages: {', '.join(missing)} missing; a pipeline needs preprocess, train, evaluate, serve")
+            raise ValueError(f"{', '.join(missing)} missing; a pipeline needs preprocess, train, evaluate, serve")
         if self.runner is Runner.PROCESS and self.deploy.target is not DeployTarget.PROCESS:
             raise ValueError(
                 f"deploy.target {self.deploy.target.value!r} needs images, but runner 'process' builds none; "

@@ -1,0 +1,29 @@
+"""The `airloom` command.
+
+Each module of this package registers its commands on the one app. They import what they need inside
+their functions: `airloom --help` loads typer and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import typer
+
+COMMAND_MODULES = ("platform", "build", "runs", "lineage", "config", "demo")
+
+app = typer.Typer(
+    name="airloom",
+    help="Push code, get a served model, and know which code, data, image and run every answer came from.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+for _name in COMMAND_MODULES:
+    importlib.import_module(f"airloom.cli.{_name}").register(app)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,68 @@
+"""What the tasks of a run hand to each other, as JSON."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from airloom.contract.base import Frozen
+from airloom.contract.enums import Stage
+from airloom.contract.plan import DataVersion
+from airloom.contract.result import StageResult
+
+
+class StageOutcome(Frozen):
+    """A stage's result and how it came about.
+
+    Attributes:
+        cache: `hit`: an equal stage ran before and its result is used; `miss`: it ran now;
+            `forced`: it ran although an equal one had.
+        reason: for people: which earlier run is reused, or what differs.
+        key: digest of everything that the result depends on.
+        seconds: wall time, 0 for a hit.
+        data_version: for a hit of preprocess: where its dataset is.
+    """
+
+    stage: Stage
+    cache: Literal["hit", "miss", "forced"]
+    reason: str
+    key: str
+    seconds: float
+    result: StageResult
+    data_version: DataVersion | None = None
+
+
+class ValidationReport(Frozen):
+    """One sentence for each check of the data, with its figures."""
+
+    checks: list[str]
+    failed: list[str] = Field(default_factory=list)
+
+
+class Deployment(Frozen):
+    """What answers requests for a pipeline: `deployments/<pipeline>.json` in the store.
+
+    Attributes:
+        state: `canary` while traffic moves, `live` when all of it has, `rolled_back` when the
+            release was withdrawn and `previous` answers.
+        url: of the serving process itself; clients use the gateway.
+    """
+
+    pipeline: str
+    release: str
+    previous: str | None
+    url: str
+    state: Literal["canary", "live", "rolled_back"]
+    updated_at: datetime
+    detail: str = ""
+
+
+class VerifyReport(Frozen):
+    """Answers that came through the gateway, held against the evaluation's."""
+
+    release: str
+    checked: int
+    equal: int
+    sample_prediction_ids: list[str] = Field(default_factory=list)

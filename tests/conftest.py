@@ -1,0 +1,52 @@
+"""Marks tests by their folder and gives each a project of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from airloom.settings import SECRET_NAMES, Settings
+from tests.fixtures.services import free_port
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        kind = item.path.relative_to(ROOT / "tests").parts[0]
+        if kind in {"unit", "integration", "e2e"}:
+            item.add_marker(kind)
+
+
+def make_settings(folder: Path, **overrides: object) -> Settings:
+    """Settings with secrets, ports and a home that belong to one test alone."""
+    first = free_port()
+    values: dict[str, object] = {
+        "project": ROOT,
+        "home": folder,
+        "s3_port": free_port(),
+        "git_port": free_port(),
+        "mlflow_port": free_port(),
+        "airflow_port": free_port(),
+        "gateway_port": free_port(),
+        "serving_ports": f"{first}-{min(first + 19, 65535)}",
+        **overrides,
+    }
+    settings = Settings(_env_file=None, **values)
+    settings.secrets_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in SECRET_NAMES:
+        (settings.secrets_dir / name).write_text(f"test-{name}-" + "x" * 64)
+    return settings
+
+
+@pytest.fixture(scope="session")
+def session_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """One set of settings for services that tests share."""
+    return make_settings(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings that belong to one test."""
+    return make_settings(tmp_path / "home")
