@@ -6,7 +6,10 @@ file in `secrets_dir`, made by `airloom init`, and read when it is needed.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import stat
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -28,6 +31,9 @@ SECRET_NAMES = (
     "webhook_secret",  # signs push events
     "serving_admin_token",  # needed to swap a served model
 )
+
+_SOCKET_PATH_BYTES = 100  # Linux takes 107; a few are left for a suffix
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
 
 
 def project_root() -> Path:
@@ -152,17 +158,44 @@ class Settings(BaseSettings):
     @cached_property
     def gateway_admin(self) -> str:
         """`http://…` or `unix:<path>`."""
-        return self.gateway_admin_url or f"unix:{self.run_dir / 'gateway.sock'}"
+        return self.gateway_admin_url or f"unix:{self.socket_path('gateway.sock')}"
 
     @cached_property
     def supervisor(self) -> str:
         """`http://…` or `unix:<path>`."""
-        return self.supervisor_url or f"unix:{self.run_dir / 'supervisor.sock'}"
+        return self.supervisor_url or f"unix:{self.socket_path('supervisor.sock')}"
 
     @cached_property
     def database(self) -> str:
         """SQLAlchemy URL of the prediction log and the ledger of task outcomes."""
         return self.database_url or f"sqlite:///{self.data_dir / 'ledger' / 'ledger.db'}"
+
+    @cached_property
+    def instance_id(self) -> str:
+        """Tells this installation's processes from another's; every child carries it as AIRLOOM_INSTANCE."""
+        return hashlib.sha256(os.fsencode(self.home_dir.resolve())).hexdigest()[:16]
+
+    def socket_path(self, name: str) -> Path:
+        """Where the Unix socket `name` stands: in `run_dir`, or in a short private folder under /tmp.
+
+        A socket's path holds at most 107 bytes, and not every program takes spaces in one, while the
+        project may lie in a folder of any name.
+
+        Raises:
+            ConfigError: somebody else owns the folder under /tmp.
+        """
+        path = self.run_dir / name
+        if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES and _PLAIN_PATH.fullmatch(str(path)):
+            return path
+        folder = Path("/tmp") / f"airloom-{os.getuid()}-{self.instance_id}"  # noqa: S108 - 0700, owner checked
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise ConfigError(
+                f"{folder} is not a private folder of this user (owner {found.st_uid}, mode {found.st_mode:o})",
+                hint="remove it, or use a home folder with a short name of plain letters",
+            )
+        return folder / name
 
     def secret(self, name: str) -> str:
         """Read one secret.
