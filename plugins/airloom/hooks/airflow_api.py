@@ -1,0 +1,307 @@
+"""Airflow's REST API."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airloom.errors import AuthError, ConfigError, ConflictError, NotFoundError, ServiceError, UnavailableError
+from airloom.settings import Settings
+
+if TYPE_CHECKING:
+    import requests
+
+FINISHED = frozenset({"success", "failed"})
+DEFAULT_TIMEOUT_SECONDS = 15.0
+
+RunInfo = dict[str, Any]
+TaskInfo = dict[str, Any]
+
+
+class AirflowApi:
+    """A client with a token that it renews by itself.
+
+    Args:
+        url: of the API server, without `/api/v2`.
+        patience_seconds: how long to go on trying while the server does not answer.
+    """
+
+    def __init__(self, *, url: str, username: str, password: str, patience_seconds: float = 20.0) -> None:
+        self.url = url.rstrip("/")
+        self._username = username
+        self._password = password
+        self._patience_seconds = patience_seconds
+        self._token = ""
+        self._lock = threading.Lock()
+        self._session: requests.Session | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, patience_seconds: float = 20.0) -> AirflowApi:
+        """A client of this installation's Airflow, as its administrator."""
+        return cls(
+            url=settings.airflow_api_url,
+            username="admin",
+            password=settings.secret("admin_password"),
+            patience_seconds=patience_seconds,
+        )
+
+    # Runs
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, note: str | None = None) -> str:
+        """Start a run and return its id.
+
+        Raises:
+            NotFoundError: no such DAG.
+            ConfigError: a parameter is not what the DAG's schema allows.
+        """
+        body = {"logical_date": None, "conf": dict(conf or {}), "note": note}
+        # Not repeated after a lost answer: the run may have been made.
+        return str(self._call("POST", f"dags/{_part(dag_id)}/dagRuns", json=body, repeat=False)["dag_run_id"])
+
+    def run(self, dag_id: str, run_id: str) -> RunInfo:
+        """One run.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        return self._call("GET", f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}")
+
+    def runs(self, dag_id: str = "~", *, limit: int = 20) -> list[RunInfo]:
+        """The most recent runs, newest first; `~` means those of all DAGs."""
+        path = f"dags/{_part(dag_id)}/dagRuns"
+        return list(self._call("GET", path, params={"limit": limit, "order_by": "-run_after"})["dag_runs"])
+
+    def wait(
+        self,
+        dag_id: str,
+        run_id: str,
+        on_change: Callable[[RunInfo, list[TaskInfo]], None] | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        poll_seconds: float = 1.0,
+    ) -> RunInfo:
+        """Wait until a run has ended. `on_change` is called whenever a state has changed, and at the end.
+
+        Raises:
+            UnavailableError: it has not ended in `timeout_seconds`.
+        """
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        seen: object = None
+        while True:
+            run = self.run(dag_id, run_id)
+            tasks = self.task_instances(dag_id, run_id)
+            states = (run["state"], [(task["task_id"], task["state"], task["try_number"]) for task in tasks])
+            if on_change is not None and states != seen:
+                on_change(run, tasks)
+            seen = states
+            if run["state"] in FINISHED:
+                return run
+            if deadline is not None and time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"the run {run_id} of {dag_id} is still {run['state']} after {timeout_seconds:.0f} s",
+                    hint=f"see {self.run_url(dag_id, run_id)}",
+                )
+            time.sleep(poll_seconds)
+
+    def mark(self, dag_id: str, run_id: str, state: str) -> None:
+        """Set a run's state: `queued`, `success` or `failed`. What still runs of it is stopped."""
+        self._call("PATCH", f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}", json={"state": state})
+
+    def clear(self, dag_id: str, run_id: str, *, only_failed: bool = True) -> None:
+        """Run a finished run's tasks again, those that failed unless told otherwise."""
+        body = {"dry_run": False, "only_failed": only_failed}
+        self._call("POST", f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/clear", json=body)
+
+    def set_run_note(self, dag_id: str, run_id: str, note: str) -> None:
+        """Show a note on a run; at most 1,000 characters are kept."""
+        self._call("PATCH", f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}", json={"note": note[:1000]})
+
+    # Tasks
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[TaskInfo]:
+        """The tasks of a run in no particular order."""
+        path = f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/taskInstances"
+        return list(self._call("GET", path, params={"limit": 100})["task_instances"])
+
+    def set_task_note(self, dag_id: str, run_id: str, task_id: str, note: str) -> None:
+        """Show a note on a task; at most 1,000 characters are kept."""
+        path = f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/taskInstances/{_part(task_id)}"
+        self._call("PATCH", path, json={"note": note[:1000]})
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
+        """What a task returned.
+
+        Raises:
+            NotFoundError: it has returned nothing.
+        """
+        path = f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/taskInstances/{_part(task_id)}/xcomEntries/{_part(key)}"
+        return self._call("GET", path, params={"deserialize": "false", "stringify": "false"})["value"]
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> list[str]:
+        """The lines of a task's log."""
+        path = f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/taskInstances/{_part(task_id)}/logs/{try_number}"
+        content = self._call("GET", path, params={"full_content": "true"})["content"]
+        return [line["event"] if isinstance(line, dict) else str(line) for line in content]
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+        """Answer a task that waits for a person.
+
+        Raises:
+            NotFoundError: the task waits for nobody.
+            ConflictError: it has been answered already.
+        """
+        path = f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/taskInstances/{_part(task_id)}/-1/hitlDetails"
+        self._call("PATCH", path, json={"chosen_options": [option], "params_input": {}})
+
+    # DAGs, assets, health
+
+    def dags(self, *, limit: int = 100) -> list[dict[str, Any]]:
+        """The DAGs that Airflow has parsed."""
+        return list(self._call("GET", "dags", params={"limit": limit})["dags"])
+
+    def dag(self, dag_id: str) -> dict[str, Any]:
+        """One DAG.
+
+        Raises:
+            NotFoundError: Airflow has no such DAG.
+        """
+        return self._call("GET", f"dags/{_part(dag_id)}")
+
+    def unpause(self, dag_id: str) -> None:
+        """Let the scheduler run a DAG."""
+        path, params = f"dags/{_part(dag_id)}", {"update_mask": "is_paused"}
+        self._call("PATCH", path, json={"is_paused": False}, params=params)
+
+    def import_errors(self) -> list[dict[str, Any]]:
+        """What stands in the way of parsing: `filename` and `stack_trace` of each file."""
+        return list(self._call("GET", "importErrors", params={"limit": 100})["import_errors"])
+
+    def assets(self) -> list[dict[str, Any]]:
+        """The assets that some DAG names: `id`, `name`, `uri` and more."""
+        return list(self._call("GET", "assets", params={"limit": 100})["assets"])
+
+    def create_asset_event(self, name_or_uri: str, extra: Mapping[str, Any]) -> None:
+        """Tell Airflow that an asset has changed: what is scheduled on it starts.
+
+        Raises:
+            NotFoundError: no DAG that Airflow has parsed names such an asset.
+        """
+        found = [asset for asset in self.assets() if name_or_uri in (asset["name"], asset["uri"])]
+        if not found:
+            raise NotFoundError(
+                f"Airflow knows no asset {name_or_uri!r}", hint="does a pipeline in dags/configs use that repo?"
+            )
+        body = {"asset_id": found[0]["id"], "extra": dict(extra)}
+        self._call("POST", "assets/events", json=body, repeat=False)
+
+    def health(self) -> dict[str, dict[str, Any]]:
+        """The state of each component, by its name: `metadatabase`, `scheduler`, `dag_processor`, `triggerer`."""
+        return self._call("GET", "monitor/health", authenticated=False)
+
+    def healthy(self) -> bool:
+        """Whether every component is. An answer of "no" may also mean that there is none."""
+        try:
+            return all(part["status"] == "healthy" for part in self.health().values())
+        except ServiceError:
+            return False
+
+    def run_url(self, dag_id: str, run_id: str) -> str:
+        """A run's page in the UI."""
+        return f"{self.url}/dags/{_part(dag_id)}/runs/{_part(run_id)}"
+
+    # The wire
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        repeat: bool = True,
+        authenticated: bool = True,
+    ) -> Any:
+        import requests
+        import tenacity
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(UnavailableError),
+            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2),
+            stop=tenacity.stop_after_delay(self._patience_seconds if repeat else 0),
+            reraise=True,
+        )
+        for attempt in retrying:
+            with attempt:
+                try:
+                    response = self._send(method, f"api/v2/{path}", json, params, authenticated)
+                except requests.RequestException as error:
+                    raise UnavailableError(
+                        f"Airflow at {self.url} does not answer: {type(error).__name__}", hint="see: airloom status"
+                    ) from error
+                return self._decode(response, f"{method} {path}")
+        raise AssertionError("unreachable")
+
+    def _send(
+        self, method: str, path: str, json: Mapping[str, Any] | None, params: Mapping[str, Any] | None, auth: bool
+    ) -> requests.Response:
+        import requests
+
+        if self._session is None:
+            self._session = requests.Session()
+            # A proxy that the environment names is for the outside; this server is on the inside.
+            self._session.trust_env = False
+        session = self._session
+
+        def send(token: str) -> requests.Response:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            url = f"{self.url}/{path}"
+            return session.request(
+                method, url, json=json, params=params, headers=headers, timeout=DEFAULT_TIMEOUT_SECONDS
+            )
+
+        if not auth:
+            return send("")
+        token = self._token or self._login(session, refused="")
+        response = send(token)
+        return send(self._login(session, refused=token)) if response.status_code == 401 else response
+
+    def _login(self, session: requests.Session, *, refused: str) -> str:
+        """A token other than the refused one; threads that were refused together log in once."""
+        with self._lock:
+            if self._token == refused:
+                body = {"username": self._username, "password": self._password}
+                response = session.post(f"{self.url}/auth/token", json=body, timeout=DEFAULT_TIMEOUT_SECONDS)
+                self._token = str(self._decode(response, "POST /auth/token")["access_token"])
+            return self._token
+
+    def _decode(self, response: requests.Response, what: str) -> Any:
+        status = response.status_code
+        if status < 400:
+            return response.json() if response.content else {}
+        try:
+            detail = response.json().get("detail", response.text)
+        except ValueError:
+            detail = response.text
+        message = f"Airflow refused {what} with {status}: {str(detail)[:500]}"
+        match status:
+            case 401 | 403:
+                raise AuthError(
+                    message, hint=f"the password of {self._username!r} comes from the secret admin_password"
+                )
+            case 404:
+                raise NotFoundError(f"Airflow has nothing at {what}: {str(detail)[:500]}")
+            case 400 | 422:
+                raise ConfigError(message)
+            case 409:
+                raise ConflictError(message)
+            case 429 | 500 | 502 | 503 | 504:
+                raise UnavailableError(message)
+            case _:
+                raise ServiceError(message)
+
+
+def _part(value: str) -> str:
+    return quote(value, safe="~")
