@@ -1,0 +1,1 @@
+"""Raw picture files in, packed shards and a data card out."""
