@@ -53,7 +53,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     }
     # Airflow wants 32 bytes in base64; the secret may be any text.
     fernet_key = base64.urlsafe_b64encode(hashlib.sha256(settings.secret("airflow_fernet_key").encode()).digest())
-    options = {
+    options: dict[str, dict[str, object]] = {
         "core": {
             "executor": "LocalExecutor",
             "dags_folder": settings.project / "dags",

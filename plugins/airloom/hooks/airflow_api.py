@@ -67,7 +67,7 @@ class AirflowApi:
         Raises:
             NotFoundError: no such run.
         """
-        return self._call("GET", f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}")
+        return dict(self._call("GET", f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}"))
 
     def runs(self, dag_id: str = "~", *, limit: int = 20) -> list[RunInfo]:
         """The most recent runs, newest first; `~` means those of all DAGs."""
@@ -168,7 +168,7 @@ class AirflowApi:
         Raises:
             NotFoundError: Airflow has no such DAG.
         """
-        return self._call("GET", f"dags/{_part(dag_id)}")
+        return dict(self._call("GET", f"dags/{_part(dag_id)}"))
 
     def unpause(self, dag_id: str) -> None:
         """Let the scheduler run a DAG."""
@@ -199,7 +199,7 @@ class AirflowApi:
 
     def health(self) -> dict[str, dict[str, Any]]:
         """The state of each component, by its name: `metadatabase`, `scheduler`, `dag_processor`, `triggerer`."""
-        return self._call("GET", "monitor/health", authenticated=False)
+        return dict(self._call("GET", "monitor/health", authenticated=False))
 
     def healthy(self) -> bool:
         """Whether every component is. An answer of "no" may also mean that there is none."""
