@@ -69,6 +69,7 @@ def load_predictor(folder: Path) -> tuple[ModelCard, Predictor]:
                 del sys.modules[name]
         sys.path.insert(0, str(code))
         importlib.invalidate_caches()
+        writes_bytecode, sys.dont_write_bytecode = not sys.dont_write_bytecode, True  # the folder has a digest
         try:
             module = importlib.import_module(module_name)
             loaded: Any = getattr(module, function_name)(folder)
@@ -79,6 +80,7 @@ def load_predictor(folder: Path) -> tuple[ModelCard, Predictor]:
             ) from error
         finally:
             sys.path.remove(str(code))
+            sys.dont_write_bytecode = not writes_bytecode
     if not isinstance(loaded, Predictor):
         raise ContractError(f"{card.entry} in {folder} returned a {type(loaded).__name__}, which is no Predictor")
     return card, loaded
