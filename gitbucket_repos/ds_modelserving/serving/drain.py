@@ -176,6 +176,8 @@ class Drainer:
                         "latency_ms": entry.latency_ms,
                         "input_sha256": entry.input_sha256,
                         "output": entry.output,
+                        "batch_size": entry.batch_size,
+                        "batch_index": entry.batch_index,
                     }
                     for entry in batch
                 ],
@@ -193,6 +195,8 @@ class Drainer:
             input_sha256=entry.input_sha256,
             output_json=json.dumps(entry.output),
             media_type=entry.media_type,
+            batch_size=entry.batch_size,
+            batch_index=entry.batch_index,
             content=entry.content,
         )
         with (self._journal_dir / f"refused{SEGMENT_SUFFIX}").open("ab", buffering=0) as file:

@@ -37,6 +37,16 @@ class Job:
     arrived: float
 
 
+@dataclass(slots=True)
+class _Output:
+    """What the model said to one job, and in which batch."""
+
+    json: str
+    label: object
+    batch_size: int
+    batch_index: int
+
+
 class Engine:
     """Predicts batches with whatever release answers at that moment, and keeps each answer in the journal."""
 
@@ -89,10 +99,11 @@ class Engine:
             for row in rows:
                 self._predict_rows(served, [row], outcomes)
             return
-        for (index, _), output in zip(rows, outputs, strict=True):
+        for place, ((index, _), output) in enumerate(zip(rows, outputs, strict=True)):
             try:
                 value = served.predictor.encode(output)
-                outcomes[index] = (value, json.dumps(value, allow_nan=False, separators=(",", ":")))
+                text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+                outcomes[index] = _Output(text, value.get("label"), len(rows), place)
             except Exception as error:
                 outcomes[index] = _problem(error)
 
@@ -107,7 +118,6 @@ class Engine:
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, Exception):
                 continue
-            value, output_json = outcome
             job = jobs[index]
             prediction_id = prefix + new_unique()
             pieces += encode_entry(
@@ -117,13 +127,15 @@ class Engine:
                 answered_at=answered_at,
                 latency_ms=round((now - job.arrived) * 1000, 3),
                 input_sha256=hashlib.sha256(job.content).hexdigest(),
-                output_json=output_json,
+                output_json=outcome.json,
                 media_type=job.media_type,
+                batch_size=outcome.batch_size,
+                batch_index=outcome.batch_index,
                 content=job.content,
             )
-            rest = output_json[1:] if output_json == "{}" else f",{output_json[1:]}"
+            rest = "}" if outcome.json == "{}" else f",{outcome.json[1:]}"
             answers.append((index, f'{{"id":"{prediction_id}",{names}', rest))
-            self._metrics.predicted(value.get("label"))
+            self._metrics.predicted(outcome.label)
         if not answers:
             return
         logged = self._journal.append(pieces)

@@ -25,6 +25,7 @@ class JournalEntry:
 
     Attributes:
         answered_at: seconds since 1970, UTC.
+        batch_size / batch_index: of the batch that the model saw, and this one's place in it.
         content: the bytes that `decode` got.
     """
 
@@ -36,6 +37,8 @@ class JournalEntry:
     input_sha256: str
     output: dict[str, Any]
     media_type: str
+    batch_size: int
+    batch_index: int
     content: bytes
 
 
@@ -49,6 +52,8 @@ def encode_entry(
     input_sha256: str,
     output_json: str,
     media_type: str,
+    batch_size: int,
+    batch_index: int,
     content: bytes,
 ) -> tuple[bytes, bytes, bytes]:
     """The pieces of one entry, to be written one after the other by one `os.writev`.
@@ -59,7 +64,7 @@ def encode_entry(
     head = (
         f'{{"id":"{prediction_id}","pipeline":"{pipeline}","release":"{release}","answered_at":{answered_at!r},'
         f'"latency_ms":{latency_ms!r},"input_sha256":"{input_sha256}","media_type":"{media_type}",'
-        f'"size":{len(content)},"output":{output_json}}}\n'
+        f'"batch_size":{batch_size},"batch_index":{batch_index},"size":{len(content)},"output":{output_json}}}\n'
     )
     return head.encode(), content, b"\n"
 

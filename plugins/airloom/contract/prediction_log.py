@@ -19,6 +19,9 @@ predictions = sa.Table(
     sa.Column("latency_ms", sa.Double, nullable=False),
     sa.Column("input_sha256", sa.String(64), nullable=False),
     sa.Column("output", sa.JSON, nullable=False),
+    # Numeric libraries may round the last bit differently for batches of another size: a replay needs both.
+    sa.Column("batch_size", sa.Integer, nullable=False, default=1, server_default="1"),
+    sa.Column("batch_index", sa.Integer, nullable=False, default=0, server_default="0"),
     sa.Index("predictions_by_time", "pipeline", "answered_at"),
 )
 
