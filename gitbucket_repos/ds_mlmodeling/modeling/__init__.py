@@ -1,0 +1,1 @@
+"""Train and evaluate the model whose code is in `image_classifier`."""
