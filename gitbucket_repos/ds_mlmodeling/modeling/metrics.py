@@ -69,4 +69,4 @@ def _average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks from 1; equal values share the mean of theirs."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]  # type: ignore[no-any-return]
+    return (last - (counts - 1) / 2)[inverse]

@@ -80,7 +80,7 @@ def mistakes(path: Path, found: Sequence[Mistake], total: int, rows: int) -> Non
     """The wrongly predicted rows that the model was surest of."""
     columns = 8
     lines = max(1, -(-len(found) // columns))
-    with _figure(path, width=10, height=1.7 * lines + 0.6) as figure:
+    with _figure(path, width=10, height=1.5 * lines + 0.5) as figure:
         figure.suptitle(f"{total} of {rows:,} test rows are wrong; the surest {len(found)}: true → predicted")
         grid: NDArray[np.object_] = np.atleast_1d(figure.subplots(lines, columns)).reshape(-1)
         for place, axes in enumerate(grid):

@@ -75,9 +75,8 @@ def _reference_rows(scored: Scored, predictor: Predictor) -> list[dict[str, Any]
 
     Each is predicted alone, as one request is.
     """
-    by_class = [
-        sorted(np.flatnonzero(scored.labels == k), key=lambda row: scored.ids[row]) for k in range(len(scored.classes))
-    ]
+    by_id = sorted(range(len(scored.ids)), key=lambda row: scored.ids[row])
+    by_class = [[row for row in by_id if scored.labels[row] == number] for number in range(len(scored.classes))]
     turns = [rows[turn] for turn in range(REFERENCE_ROWS) for rows in by_class if turn < len(rows)]
     return [
         {

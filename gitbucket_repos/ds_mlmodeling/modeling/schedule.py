@@ -44,6 +44,6 @@ class Schedule(Frozen):
     def __str__(self) -> str:
         last = self.rows - (self.steps_per_epoch - 1) * self.batch_size
         return (
-            f"{self.rows:,} rows / {self.batch_size} a batch = {self.steps_per_epoch} steps an epoch (the last of {last} "
-            f"rows); x {self.epochs} epochs = {self.steps:,} steps, {self.warmup_steps} of them warm-up"
+            f"{self.rows:,} rows / {self.batch_size} a batch = {self.steps_per_epoch} steps an epoch "
+            f"(the last of {last} rows); x {self.epochs} epochs = {self.steps:,} steps, {self.warmup_steps} of them warm-up"
         )
