@@ -90,12 +90,9 @@ class Drainer:
                     self._adopt_leftovers()
                 self._recovered()
                 pause = 0.0
-            except sa.exc.SQLAlchemyError as error:
+            except Exception as error:
                 self._failed(error)
                 pause = min(max(1.0, pause * 2), MAX_PAUSE_SECONDS)
-            except Exception:
-                log.exception("draining the journal failed")
-                pause = MAX_PAUSE_SECONDS
             if stopping:
                 return
             if pause:
@@ -206,8 +203,10 @@ class Drainer:
         self._metrics.drain_failures.inc()
         if self._down_since is None:
             self._down_since = time.monotonic()
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            reason = (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
             log.warning("the prediction log is down, so the journal grows and answers go on: %s", reason)
+            if not isinstance(error, sa.exc.SQLAlchemyError | OSError):
+                log.error("this is not the database's fault", exc_info=error)
 
     def _recovered(self) -> None:
         if self._down_since is not None:

@@ -118,9 +118,8 @@ class PredictionLog:
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
-        with self._reached():
-            with self._engine_with_tables.connect() as connection:
-                yield connection
+        with self._reached(), self._engine_with_tables.connect() as connection:
+            yield connection
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
