@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from image_classifier.config import ModelConfig
 
 
-class Network(nn.Module):  # type: ignore[misc] - torch is untyped to this project's mypy
+class Network(nn.Module):  # type: ignore[misc]  # torch is untyped to this project's mypy
     """A small convolutional classifier: three blocks, each of half the size and twice the channels.
 
     The head is linear on averaged features, so that a class's activation map is a weighted sum of the

@@ -105,7 +105,8 @@ class Training:
         order = torch.randperm(len(train), generator=generator)
         self._network.train()
         loss_sum, hits, said = 0.0, 0, time.monotonic()
-        for number, chosen in enumerate(order.split(self._params.batch_size)):
+        # Nearly equal batches: batch normalisation suffers from a last one of few rows.
+        for number, chosen in enumerate(order.tensor_split(schedule.steps_per_epoch)):
             step = (epoch - 1) * schedule.steps_per_epoch + number
             loss, correct = self._step(train.images[chosen], train.labels[chosen], generator, schedule, step)
             loss_sum, hits = loss_sum + loss * len(chosen), hits + correct

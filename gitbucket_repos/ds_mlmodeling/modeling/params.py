@@ -13,7 +13,7 @@ class TrainParams(Frozen):
     """`stages.train.params` of a pipeline.
 
     Attributes:
-        batch_size: rows in one step; the last step of an epoch takes what is left.
+        batch_size: rows in one step at most; an epoch's rows are spread evenly over its steps.
         learning_rate: at the top of the schedule.
         warmup: fraction of all steps in which the learning rate rises from 0.
         weight_decay: of AdamW.
@@ -26,7 +26,7 @@ class TrainParams(Frozen):
 
     epochs: int = Field(default=6, ge=1, le=10_000)
     batch_size: int = Field(default=128, ge=2)
-    learning_rate: float = Field(default=0.002, gt=0)
+    learning_rate: float = Field(default=0.005, gt=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     width: int = Field(default=16, ge=1, le=1024)

@@ -42,8 +42,6 @@ class Schedule(Frozen):
         return self.peak * (1 + math.cos(math.pi * done)) / 2
 
     def __str__(self) -> str:
-        last = self.rows - (self.steps_per_epoch - 1) * self.batch_size
-        return (
-            f"{self.rows:,} rows / {self.batch_size} a batch = {self.steps_per_epoch} steps an epoch "
-            f"(the last of {last} rows); x {self.epochs} epochs = {self.steps:,} steps, {self.warmup_steps} of them warm-up"
-        )
+        rows = f"{self.rows:,} rows / at most {self.batch_size} a batch"
+        epoch = f"{self.steps_per_epoch} steps an epoch of {self.rows / self.steps_per_epoch:.1f} rows on average"
+        return f"{rows} = {epoch}; x {self.epochs} epochs = {self.steps:,} steps, {self.warmup_steps} of them warm-up"
