@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from airloom.contract import StageRequest, Tracking
+from airloom.contract import DataCard, StageRequest, Tracking, canonical_json
 from modeling.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Tracker(Protocol):
     def log_params(self, params: Mapping[str, Any]) -> None: ...
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None: ...
+
+    def log_data_version(self, *, tag: str, md5: str, card: DataCard) -> None: ...
 
     def log_file(self, path: Path, folder: str) -> None: ...
 
@@ -61,6 +63,9 @@ class Untracked:
         pass
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        pass
+
+    def log_data_version(self, *, tag: str, md5: str, card: DataCard) -> None:
         pass
 
     def log_file(self, path: Path, folder: str) -> None:
@@ -125,6 +130,23 @@ class MlflowTracker:
                 if (name, step) not in self._logged:
                     self._logged.add((name, step))
                     self._waiting.append(Metric(name, float(value), now, step))
+
+    def log_data_version(self, *, tag: str, md5: str, card: DataCard) -> None:
+        """Show the data version, with its numbers of rows, on MLflow's page of the run."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=tag,
+            digest=md5.removesuffix(".dir")[:36],
+            source_type="dvc",
+            source=canonical_json({"tag": tag, "md5": md5}),
+            schema=canonical_json(card.fields),
+            profile=canonical_json({"rows": card.rows, "rejected": card.rejected, "classes": len(card.classes)}),
+        )
+        with self._explained():
+            self._client.log_inputs(
+                self._run_id, datasets=[DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])]
+            )
 
     def log_file(self, path: Path, folder: str) -> None:
         with self._explained():

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import time
 
-from airloom.contract import Output, Stage, StageInputError, StageRequest, StageResult, sha256_json, sha256_tree
+from airloom.contract import (
+    DataCard,
+    Output,
+    Stage,
+    StageInputError,
+    StageRequest,
+    StageResult,
+    sha256_json,
+    sha256_tree,
+)
+from airloom.contract.card import CARD_FILE
 from modeling import plots
 from modeling.artifact import build_artifact
 from modeling.data import load_examples, model_config
@@ -12,9 +22,6 @@ from modeling.fit import Training
 from modeling.params import TrainParams
 from modeling.seeding import prepare
 from modeling.tracking import open_tracker
-
-# Kept out of `facts` of the artifact: what differs between two runs of the same training.
-_ORIGIN = ("data_md5",)
 
 
 def train(request: StageRequest) -> StageResult:
@@ -36,6 +43,9 @@ def train(request: StageRequest) -> StageResult:
     with open_tracker(request) as tracker:
         logged = params.model_dump() | {"seed": request.seed, "device": device.type, "rows": len(training_rows)}
         tracker.log_params(logged)
+        if {"data_tag", "data_md5"} <= request.facts.keys():
+            card = DataCard.read(dataset / CARD_FILE)
+            tracker.log_data_version(tag=request.facts["data_tag"], md5=request.facts["data_md5"], card=card)
         checkpoints = request.outputs["checkpoints"]
         checkpoints.mkdir(parents=True, exist_ok=True)
         training = Training(
@@ -52,8 +62,10 @@ def train(request: StageRequest) -> StageResult:
             tracker.log_metrics(figures, step=int(figures["epoch"]))
 
         model = request.outputs["model"]
-        origin = {name: request.facts[name] for name in _ORIGIN if name in request.facts}
-        facts = {"pipeline": request.pipeline, "commit": request.commit, "training": fingerprint} | origin
+        # Nothing that differs between two runs of the same training: equal runs give an equal digest.
+        facts = {"pipeline": request.pipeline, "commit": request.commit, "training": fingerprint}
+        if "data_md5" in request.facts:
+            facts["data_md5"] = request.facts["data_md5"]
         build_artifact(model, config=config, weights=state.best_network, facts=facts)
         digest = sha256_tree(model)
         curve = checkpoints / "learning_curve.png"
