@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,12 @@ from airloom.settings import SECRET_NAMES, Settings
 from tests.fixtures.services import free_port
 
 ROOT = Path(__file__).parent.parent
+
+# Importing Airflow writes into its home, which must not be the user's; tests of a real one set up their own.
+if "AIRFLOW_HOME" not in os.environ:
+    os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airloom-airflow-")
+    os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+    atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +44,7 @@ def make_settings(folder: Path, **overrides: object) -> Settings:
         **overrides,
     }
     settings = Settings(_env_file=None, **values)
+    settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings.secrets_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in SECRET_NAMES:
         (settings.secrets_dir / name).write_text(f"test-{name}-" + "x" * 64)

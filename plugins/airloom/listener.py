@@ -7,7 +7,9 @@ fail or hold up either: every error is logged and forgotten, and what may take l
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
+import os
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,6 +20,19 @@ from airflow.listeners import hookimpl
 log = logging.getLogger(__name__)
 
 DAG_TAG = "airloom"
+
+# Set for the scheduler alone, whose forked workers start tasks: what it has imported they need not import.
+PRELOAD_VARIABLE = "AIRLOOM_PRELOAD"
+PRELOADED = (
+    "airflow.sdk.execution_time.supervisor",
+    "airflow.sdk.execution_time.task_runner",
+    "airflow.dag_processing.dagbag",
+    "airloom.dag_factory",
+    "airloom.hooks.airflow_api",
+    "airloom.hooks.ledger_tables",
+    "requests",
+    "tenacity",
+)
 
 
 def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
@@ -33,6 +48,17 @@ def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
 
 # pluggy matches hooks by the names of their arguments, so each keeps its own signature and hands on to a
 # function that cannot raise.
+
+
+@hookimpl
+def on_starting(component: Any) -> None:
+    """A component of Airflow begins. The scheduler has not forked its workers yet."""
+    if os.environ.get(PRELOAD_VARIABLE):
+        for name in PRELOADED:
+            try:
+                importlib.import_module(name)
+            except Exception:
+                log.warning("%s was not preloaded", name, exc_info=True)
 
 
 @hookimpl

@@ -6,21 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from airloom.flows.figures import TASK_ORDER
 from airloom.hooks.ledger import TaskOutcome
-
-TASK_ORDER = (
-    "resolve",
-    "preprocess",
-    "validate",
-    "version",
-    "train",
-    "evaluate",
-    "gate",
-    "approve",
-    "release",
-    "deploy",
-    "verify",
-)
 
 
 @dataclass(frozen=True)

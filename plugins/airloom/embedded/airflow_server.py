@@ -23,6 +23,7 @@ from airloom.errors import PlatformError, UnavailableError
 from airloom.settings import Settings
 
 ADMIN_USER = "admin"
+PRELOAD_VARIABLE = "AIRLOOM_PRELOAD"  # see airloom.listener, which must not be imported without Airflow
 BUNDLE = "airloom"
 PARALLEL_TASKS = 8
 
@@ -136,7 +137,7 @@ def services(settings: Settings) -> list[Service]:
             name=f"airflow-{name}",
             command=(sys.executable, "-m", "airflow", name, *arguments),
             cwd=airflow_home(settings),
-            env=environment,
+            env={**environment, PRELOAD_VARIABLE: "1"} if name == "scheduler" else environment,
             ports=(settings.airflow_port,) if name == "api-server" else (),
             depends_on=needs,
             prepare=lambda: prepare(settings),

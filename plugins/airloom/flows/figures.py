@@ -6,6 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# The tasks of every pipeline in the order of the flow.
+TASK_ORDER = (
+    "resolve",
+    "preprocess",
+    "validate",
+    "version",
+    "train",
+    "evaluate",
+    "gate",
+    "approve",
+    "release",
+    "deploy",
+    "verify",
+)
+
 
 @dataclass(frozen=True)
 class Figures:

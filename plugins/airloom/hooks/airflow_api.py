@@ -144,7 +144,7 @@ class AirflowApi:
         """The lines of a task's log."""
         path = f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/taskInstances/{_part(task_id)}/logs/{try_number}"
         content = self._call("GET", path, params={"full_content": "true"})["content"]
-        return [line["event"] if isinstance(line, dict) else str(line) for line in content]
+        return [text for line in content for text in _log_lines(line)]
 
     def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
         """Answer a task that waits for a person.
@@ -229,7 +229,7 @@ class AirflowApi:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(UnavailableError),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
             stop=tenacity.stop_after_delay(self._patience_seconds if repeat else 0),
             reraise=True,
         )
@@ -266,7 +266,9 @@ class AirflowApi:
             return send("")
         token = self._token or self._login(session, refused="")
         response = send(token)
-        return send(self._login(session, refused=token)) if response.status_code == 401 else response
+        # An expired token is refused with 401, one that was signed with an earlier secret with 403.
+        refused = response.status_code == 401 or (response.status_code == 403 and "JWT" in response.text)
+        return send(self._login(session, refused=token)) if refused else response
 
     def _login(self, session: requests.Session, *, refused: str) -> str:
         """A token other than the refused one; threads that were refused together log in once."""
@@ -301,6 +303,14 @@ class AirflowApi:
                 raise UnavailableError(message)
             case _:
                 raise ServiceError(message)
+
+
+def _log_lines(line: Any) -> list[str]:
+    """A structured log line's text, followed by the exceptions that it carries."""
+    if not isinstance(line, dict):
+        return [str(line)]
+    errors = [f"{error.get('exc_type')}: {error.get('exc_value')}" for error in line.get("error_detail") or []]
+    return [str(line.get("event", "")), *errors]
 
 
 def _part(value: str) -> str:

@@ -1,0 +1,188 @@
+"""The four components of Airflow with Airloom's plugin, for real."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import requests
+
+from airloom.contract.assets import stage_asset
+from airloom.embedded.airflow_server import airflow_home
+from airloom.errors import AuthError, ConfigError, NotFoundError, UnavailableError
+from airloom.hooks.airflow_api import AirflowApi
+from airloom.hooks.ledger import Ledger
+from tests.fixtures.airflow import RunningAirflow, airflow, until  # noqa: F401
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def page(airflow: RunningAirflow, path: str, *, token: str | None = None, accept: str = "*/*") -> requests.Response:  # noqa: F811
+    headers = {"Accept": accept, **({"Authorization": f"Bearer {token}"} if token else {})}
+    url = f"{airflow.api.url}{path}"
+    return requests.get(url, headers=headers, allow_redirects=False, timeout=20)
+
+
+def token_of(airflow: RunningAirflow) -> str:  # noqa: F811
+    body = {"username": "admin", "password": airflow.settings.secret("admin_password")}
+    return str(requests.post(f"{airflow.api.url}/auth/token", json=body, timeout=20).json()["access_token"])
+
+
+def run_trivial(airflow: RunningAirflow, conf: Mapping[str, Any] | None = None) -> tuple[str, str]:  # noqa: F811
+    """Run the trivial DAG; return the run's id and state."""
+    until(lambda: any(dag["dag_id"] == "trivial" for dag in airflow.api.dags()), seconds=30, what="trivial not parsed")
+    run_id = airflow.api.trigger("trivial", conf)
+    return run_id, airflow.api.wait("trivial", run_id, timeout_seconds=60, poll_seconds=0.3)["state"]
+
+
+def test_all_components_are_healthy(airflow: RunningAirflow) -> None:  # noqa: F811
+    health = airflow.api.health()
+    assert {name: part["status"] for name, part in health.items()} == {
+        "metadatabase": "healthy",
+        "scheduler": "healthy",
+        "triggerer": "healthy",
+        "dag_processor": "healthy",
+    }
+    assert airflow.api.healthy()
+
+
+def test_secrets_are_private(airflow: RunningAirflow) -> None:  # noqa: F811
+    home = airflow_home(airflow.settings)
+    assert stat.S_IMODE((home / "passwords.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+def test_a_run_is_in_the_ledger_the_metrics_and_on_its_page(airflow: RunningAirflow) -> None:  # noqa: F811
+    run_id, state = run_trivial(airflow)
+    assert state == "success"
+    ledger = Ledger.from_settings(airflow.settings)
+    train, gate = ledger.tasks("trivial", run_id)
+    assert (train.task, train.state, train.cache, train.values["loss"]) == ("train", "success", "miss", 0.25)
+    assert (gate.task, gate.values["champion.accuracy"]) == ("gate", 0.95)
+
+    def ended() -> bool:
+        run = ledger.run("trivial", run_id)
+        return run is not None and (run.state, run.verdict) == ("success", "promoted") and run.finished_at is not None
+
+    until(ended, seconds=15, what="the run is not in the ledger")
+
+    text = page(airflow, "/airloom/metrics").text
+    assert 'airloom_gate_metric{metric="accuracy",model="candidate",pipeline="trivial"} 0.97' in text
+
+    token = token_of(airflow)
+    html = page(airflow, f"/airloom/runs/trivial/{requests.utils.quote(run_id, safe='')}", token=token)
+    assert html.status_code == 200
+    assert "accuracy 0.97 is at least 0.9" in html.text
+    assert "nothing equal ran before" in html.text
+    assert run_id in html.text
+    assert "default-src 'none'" in html.headers["Content-Security-Policy"]
+    assert run_id.split("+")[0] in page(airflow, "/airloom/", token=token).text
+
+
+def test_a_failure_is_in_the_ledger_with_its_reason(airflow: RunningAirflow) -> None:  # noqa: F811
+    run_id, state = run_trivial(airflow, {"fail": True})
+    assert state == "failed"
+    (train,) = Ledger.from_settings(airflow.settings).tasks("trivial", run_id)
+    assert (train.state, train.reason) == ("failed", "asked to fail")
+    assert any("asked to fail" in line for line in airflow.api.task_log("trivial", run_id, "train"))
+
+
+def test_pages_need_the_login_and_metrics_do_not(airflow: RunningAirflow) -> None:  # noqa: F811
+    for path in ("/airloom/", "/airloom/runs/trivial/some-run", "/airloom/receipts/some-id"):
+        assert page(airflow, path).status_code == 401, path
+        sent_to = page(airflow, path, accept="text/html")
+        assert sent_to.status_code == 302
+        assert "/auth/login" in sent_to.headers["location"]
+    assert page(airflow, "/airloom/metrics").status_code == 200
+
+
+def test_pages_of_what_does_not_exist(airflow: RunningAirflow) -> None:  # noqa: F811
+    token = token_of(airflow)
+    missing = page(airflow, "/airloom/runs/trivial/%3Cscript%3Ealert(1)%3C%2Fscript%3E", token=token)
+    assert missing.status_code == 404
+    assert "<script>" not in missing.text
+    assert "&lt;script&gt;" in missing.text
+
+
+def test_a_push_starts_what_is_built_from_the_repo(airflow: RunningAirflow) -> None:  # noqa: F811
+    name = stage_asset("some_repo")
+    until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=30, what="no asset")
+    before = {run["dag_run_id"] for run in airflow.api.runs("trivial")}
+    airflow.api.create_asset_event(name, {"repo": "some_repo", "commit": "0" * 40, "pusher": "ada"})
+    run = until(
+        lambda: next((r for r in airflow.api.runs("trivial") if r["dag_run_id"] not in before), None),
+        seconds=30,
+        what="the event started nothing",
+    )
+    assert run["run_type"] == "asset_triggered"
+    assert airflow.api.wait("trivial", run["dag_run_id"], timeout_seconds=60)["state"] == "success"
+    with pytest.raises(NotFoundError, match="no asset"):
+        airflow.api.create_asset_event(stage_asset("unheard_of"), {})
+
+
+def test_notes_xcoms_and_marks(airflow: RunningAirflow) -> None:  # noqa: F811
+    run_id, _ = run_trivial(airflow)
+    airflow.api.set_run_note("trivial", run_id, "pushed by ada\n" + "x" * 2000)
+    airflow.api.set_task_note("trivial", run_id, "gate", "promoted")
+    assert airflow.api.run("trivial", run_id)["note"].startswith("pushed by ada")
+    notes = {task["task_id"]: task["note"] for task in airflow.api.task_instances("trivial", run_id)}
+    assert notes["gate"] == "promoted"
+    assert airflow.api.xcom("trivial", run_id, "gate")["verdict"] == "promoted"
+    with pytest.raises(NotFoundError):
+        airflow.api.xcom("trivial", run_id, "no_such_task")
+    airflow.api.mark("trivial", run_id, "failed")
+    assert airflow.api.run("trivial", run_id)["state"] == "failed"
+
+
+def test_invalid_yamls_are_import_errors_and_the_others_stay(airflow: RunningAirflow) -> None:  # noqa: F811
+    """`trivial.yaml` of the fixture's project has a name that is not its file's."""
+
+    def shown() -> dict[str, Any] | None:
+        found = airflow.api.import_errors()
+        return next((e for e in found if e["filename"] == "check_configs.py"), None)
+
+    error = until(shown, seconds=40, what="the wrong YAML is not shown")
+    assert "trivial.yaml:3: name: 'wrong_name' differs from the file's name" in error["stack_trace"]
+    digits = until(
+        lambda: next((dag for dag in airflow.api.dags() if dag["dag_id"] == "digits"), None),
+        seconds=40,
+        what="the valid pipeline is not there",
+    )
+    assert not digits["has_import_errors"]
+    assert not digits["is_stale"]
+
+    configs = airflow.settings.configs_dir
+    (configs / "second.yaml").write_text((configs / "digits.yaml").read_text().replace("name: digits", "name: second"))
+    until(
+        lambda: any(dag["dag_id"] == "second" for dag in airflow.api.dags()), seconds=60, what="a new YAML is not seen"
+    )
+
+
+def test_parameters_are_checked_before_the_run(airflow: RunningAirflow) -> None:  # noqa: F811
+    until(lambda: any(dag["dag_id"] == "digits" for dag in airflow.api.dags()), seconds=40, what="no pipeline")
+    with pytest.raises(ConfigError, match="force"):
+        airflow.api.trigger("digits", {"force": "certainly"})
+    with pytest.raises(NotFoundError):
+        airflow.api.trigger("no_such_pipeline")
+
+
+def test_errors_name_the_cause(airflow: RunningAirflow) -> None:  # noqa: F811
+    url = airflow.api.url
+    wrong = AirflowApi(url=url, username="admin", password="wrong", patience_seconds=0)
+    with pytest.raises(AuthError, match="401"):
+        wrong.dags()
+    nobody = AirflowApi(url="http://127.0.0.1:9", username="admin", password="x", patience_seconds=0)
+    with pytest.raises(UnavailableError, match="does not answer"):
+        nobody.dags()
+    assert not nobody.healthy()
+
+
+@pytest.mark.parametrize("broken", ["not.a.token", ""])
+def test_a_token_that_is_refused_is_renewed(airflow: RunningAirflow, broken: str) -> None:  # noqa: F811
+    api = AirflowApi.from_settings(airflow.settings)
+    api.dags()
+    api._token = broken
+    assert api.dags()
+    assert api._token != broken
