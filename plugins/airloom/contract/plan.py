@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field
 
 from airloom.contract.base import Frozen
+from airloom.contract.digest import sha256_bytes
 from airloom.contract.enums import Runner, Stage
+
+_PLAIN_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
+
+
+def safe_run_id(run_id: str) -> str:
+    """A run's id as the name of a folder or an object: other ids get other names.
+
+    Airflow's ids hold `:` and `+`, and may be given by people; what is replaced is made up for by a digest.
+    """
+    if _PLAIN_RUN_ID.fullmatch(run_id):
+        return run_id
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", run_id).strip("-.")[:100]
+    return f"{plain}-{sha256_bytes(run_id.encode())[:8]}".lstrip("-")
 
 
 class CodePin(Frozen):
@@ -29,12 +44,14 @@ class StagePin(Frozen):
             differ elsewhere.
         environment: digest of what the code runs in: the image, or the installed packages.
         params: the stage's parameters.
+        seed: for every random number generator of the stage.
     """
 
     repo: str
     code_digest: str
     environment: str
     params: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
 
 
 class SourcePin(Frozen):
@@ -99,6 +116,11 @@ class RunPlan(Frozen):
     reproduces: str | None = None
     force: bool = False
     skip_approval: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """Where the run's own objects stand in the store's bucket for runs: `runs/<pipeline>/<run>`."""
+        return f"runs/{self.pipeline}/{safe_run_id(self.run_id)}"
 
     def code_of(self, stage: Stage) -> CodePin:
         """The commit that a stage runs from."""
