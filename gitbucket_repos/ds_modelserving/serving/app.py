@@ -105,6 +105,7 @@ class ServingApp:
         app = FastAPI(
             title=f"{self._pipeline} (Airloom)",
             lifespan=self._lifespan,
+            docs_url=None,  # their pages load scripts from elsewhere
             redoc_url=None,
             exception_handlers={
                 ProblemError: _on_problem,
@@ -247,14 +248,14 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return _response(ProblemError(422, "invalid_request", f"{where}: {first['msg']}", "see /docs"))
+    return _response(ProblemError(422, "invalid_request", f"{where}: {first['msg']}", "see /openapi.json"))
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
     return _response(
-        ProblemError(error.status_code, kind, str(error.detail), "see /docs", headers=dict(error.headers or {}))
+        ProblemError(error.status_code, kind, str(error.detail), "see /openapi.json", headers=dict(error.headers or {}))
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from serving.problems import ProblemError, unsupported, unusable
 
 GENERIC = "application/octet-stream"
+# Types that say nothing of a body: the second is what curl sends with --data-binary unless told otherwise.
+_SILENT = frozenset({"", GENERIC, "application/x-www-form-urlencoded"})
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -47,7 +49,7 @@ def media_type_of(content: bytes, declared: str, accepted: list[str]) -> str:
     """
     if not content:
         raise unusable("the body is empty")
-    named = declared not in ("", GENERIC)
+    named = declared not in _SILENT
     if not accepted:
         return declared if named else GENERIC
     if named and declared not in accepted:

@@ -1,4 +1,4 @@
-"""Describe the routes that FastAPI does not see, so that /docs shows all of them."""
+"""Describe the routes that FastAPI does not see, so that /openapi.json shows all of them."""
 
 from __future__ import annotations
 

@@ -29,10 +29,11 @@ class ServingProcess:
     """`python main.py serve` on a free port; the folder keeps its request, journal, database and log."""
 
     def __init__(self, folder: Path, bundle: Path, *, database: str | None = "", **params: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.journal_dir = folder / "journal"
+        self.journal_dir = Path(params.get("journal_dir", folder / "journal"))
         self.database = f"sqlite:///{folder / 'log.db'}" if database == "" else database
         self.request = folder / "request.json"
         self.result = folder / "result.json"

@@ -41,7 +41,10 @@ def test_an_answer_names_its_release_and_has_an_id(serving: ServingProcess) -> N
     assert body == {"release": "1.0.0", "model_version": "1", "label": "c", "scores": scores(1, 2, 3, 4)}
 
 
-@pytest.mark.parametrize("content_type", ["image/png", "IMAGE/PNG; charset=x", "application/octet-stream", None])
+@pytest.mark.parametrize(
+    "content_type",
+    ["image/png", "IMAGE/PNG; charset=x", "application/octet-stream", "application/x-www-form-urlencoded", None],
+)
 def test_a_body_may_say_its_type_or_leave_it_open(serving: ServingProcess, content_type: str | None) -> None:
     headers = {"content-type": content_type} if content_type else {}
     answer = httpx.post(f"{serving.url}/predict", content=picture(9, 0, 0, 0), headers=headers)
