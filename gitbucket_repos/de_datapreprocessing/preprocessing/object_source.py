@@ -27,12 +27,13 @@ class ObjectSource:
         endpoint: address of the store, such as `http://127.0.0.1:9000`. The access key and its secret are
             read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
         connections: requests that may be under way at once.
+        retries: how often a request is tried again, for about half a minute in all.
 
     Raises:
         StageInputError: the manifest is unusable, or credentials are missing.
     """
 
-    def __init__(self, manifest: Path, *, source_uri: str, endpoint: str, connections: int) -> None:
+    def __init__(self, manifest: Path, *, source_uri: str, endpoint: str, connections: int, retries: int = 6) -> None:
         uri, address = urlsplit(source_uri), urlsplit(endpoint)
         self.entries = read_manifest(manifest)
         self.prefix = uri.path.lstrip("/")
@@ -53,7 +54,7 @@ class ObjectSource:
             http_client=urllib3.PoolManager(
                 maxsize=connections,
                 timeout=urllib3.Timeout(connect=5, read=60),
-                retries=urllib3.Retry(total=6, backoff_factor=0.5, status_forcelist=[500, 502, 503, 504]),
+                retries=urllib3.Retry(total=retries, backoff_factor=0.5, status_forcelist=[500, 502, 503, 504]),
             ),
         )
 
