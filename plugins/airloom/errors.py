@@ -10,6 +10,7 @@
     │   ├── StorageFullError it has no room left
     │   └── UnavailableError it did not answer; trying again may help
     ├── StageFailedError     a stage ended without a result
+    ├── BuildFailedError     a commit of a stage repo cannot be used: it does not compile, load or follow the rules
     ├── DataRejectedError    the data did not pass validation
     ├── RolledBackError      a deployment was undone; the earlier release answers
     └── PlatformError        the embedded platform cannot start, stop or be found
@@ -97,3 +98,7 @@ class RolledBackError(AirloomError):
 
 class PlatformError(AirloomError):
     exit_code = 10
+
+
+class BuildFailedError(AirloomError):
+    exit_code = 11

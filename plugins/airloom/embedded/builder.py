@@ -1,0 +1,283 @@
+"""Receives push events and builds what was pushed.
+
+The route stands in the git server's process, and takes what GitBucket would send: the event is not trusted before its
+signature has been checked. What is built is the branch's tip, so that a lost, doubled, late or reordered event leads to
+the same build; `airloom build` knows what is built already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from airloom.embedded.forge.repositories import ZERO, Repositories, Repository
+from airloom.embedded.forge.state import State
+from airloom.errors import NotFoundError
+from airloom.settings import Settings
+from airloom.spec.stage_repo import STAGES_FILE, StageRepo
+
+log = logging.getLogger(__name__)
+
+HOOK_PATH = "/-/hooks/push"
+BRANCH = "main"
+_BODY_BYTES = 8 * 1024 * 1024
+_BUILD_SECONDS = 900.0
+_GRACE_SECONDS = 5.0
+_LOGS_KEPT = 50
+
+
+def hook_url(settings: Settings) -> str:
+    """Where the git server's hooks send push events of stage repos."""
+    return f"{settings.git_base_url}{HOOK_PATH}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a push leads to: a commit to build, or the reason why there is none."""
+
+    commit: str | None
+    reason: str
+
+
+def decide(repository: Repository, *, ref: str, before: str, after: str) -> Decision:
+    """Whether a push calls for a build.
+
+    Tags, deletions and other branches don't, nor does a push that leaves every file alone that a stage is made of.
+    """
+    if not ref.startswith("refs/heads/"):
+        return Decision(None, "a tag is not built")
+    if after == ZERO:
+        return Decision(None, "a deletion is not built")
+    if ref != f"refs/heads/{BRANCH}":
+        return Decision(None, f"only {BRANCH} is built")
+    tip = repository.resolve(ref)
+    if tip is None:
+        return Decision(None, f"{BRANCH} is gone")
+    changed = None if before == ZERO else repository.changed_paths(before, tip)
+    if changed is not None:
+        paths = _stage_paths(repository, tip)
+        # Without a readable stages.yaml the build says what is wrong with it.
+        if paths is not None and not any(_is_below(name, path) for name in changed for path in paths):
+            return Decision(None, "nothing that a stage is made of has changed")
+    return Decision(tip, "a stage's files have changed")
+
+
+def _stage_paths(repository: Repository, commit: str) -> list[str] | None:
+    content = repository.file(commit, STAGES_FILE)
+    if content is None:
+        return None
+    try:
+        stages = StageRepo.model_validate(yaml.safe_load(content)).stages
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError):
+        return None
+    return [STAGES_FILE, *(path for source in stages.values() for path in source.paths)]
+
+
+def _is_below(name: str, path: str) -> bool:
+    path = path.strip("/").removeprefix("./")
+    return path in {"", "."} or name == path or name.startswith(f"{path}/")
+
+
+def signature_problem(body: bytes, header: str | None, secret: str) -> str | None:
+    """What is wrong with an event's `X-Hub-Signature-256`: `unsigned`, `forged`, or nothing."""
+    if not header:
+        return "unsigned"
+    expected = "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    return None if hmac.compare_digest(expected.encode(), header.encode("utf-8", "replace")) else "forged"
+
+
+class Builder:
+    """Runs `airloom build` for each commit that is asked for: one at a time for a repo, the newest wins.
+
+    Args:
+        on_event: called with `accepted`, `ignored`, `unsigned`, `forged` or `malformed`.
+        on_build: called with `success` or `failure`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        repositories: Repositories,
+        state: State,
+        *,
+        on_event: Callable[[str], None],
+        on_build: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._repositories = repositories
+        self._state = state
+        self._on_event = on_event
+        self._on_build = on_build
+        self._secret = settings.secret("webhook_secret")
+        self._lock = threading.Lock()
+        self._workers: dict[str, threading.Thread] = {}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._stopped = threading.Event()
+
+    # Events
+
+    async def endpoint(self, request: Request) -> Response:
+        """`POST` of a push event, as GitBucket sends it."""
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _BODY_BYTES:
+                return self._refuse("malformed", 413, f"an event holds at most {_BODY_BYTES} bytes")
+        refusal = self._refusal(request, body)
+        if refusal is not None:
+            return refusal
+        if request.headers.get("x-github-event") != "push":
+            return self._ignored("only push events are built")
+        try:
+            event = json.loads(body)
+            ref, before, after = str(event["ref"]), str(event["before"]), str(event["after"])
+            owner, _, name = str(event["repository"]["full_name"]).partition("/")
+            pusher = str(event["pusher"]["name"])
+        except (ValueError, KeyError, TypeError):
+            return self._refuse("malformed", 400, "the event lacks ref, before, after, repository or pusher")
+        if owner != self._settings.git_owner:
+            return self._ignored(f"{owner} is not the owner of stage repos")
+        return await self._taken(name, ref, before, after, pusher)
+
+    def _refusal(self, request: Request, body: bytes) -> Response | None:
+        problem = signature_problem(body, request.headers.get("x-hub-signature-256"), self._secret)
+        if problem is not None:
+            log.warning("an %s push event was refused", problem)
+            return self._refuse(problem, 401, f"the event is {problem}")
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return self._refuse("malformed", 415, "the event must be application/json")
+        return None
+
+    async def _taken(self, name: str, ref: str, before: str, after: str, pusher: str) -> Response:
+        import anyio.to_thread
+
+        def take() -> Decision:
+            repository = self._repositories.get(self._settings.git_owner, name)
+            decision = decide(repository, ref=ref, before=before, after=after)
+            if decision.commit is not None:
+                self.want(name, decision.commit, pusher)
+            return decision
+
+        try:
+            decision = await anyio.to_thread.run_sync(take)
+        except NotFoundError as error:
+            return self._refuse("malformed", 404, error.message)
+        if decision.commit is None:
+            return self._ignored(decision.reason)
+        self._on_event("accepted")
+        return JSONResponse({"build": f"{name}@{decision.commit}", "reason": decision.reason}, status_code=202)
+
+    def _refuse(self, outcome: str, status: int, message: str) -> Response:
+        self._on_event(outcome)
+        return JSONResponse({"message": message}, status_code=status)
+
+    def _ignored(self, reason: str) -> Response:
+        self._on_event("ignored")
+        return JSONResponse({"ignored": reason})
+
+    # Builds
+
+    def start(self) -> None:
+        """Take up the builds that a stop or a kill interrupted."""
+        for row in self._state.wanted_builds():
+            self._ensure_worker(row["repo"])
+
+    def want(self, repo: str, commit: str, pusher: str) -> None:
+        """Build a commit as soon as the repo's running build has ended."""
+        self._state.want_build(repo, commit, pusher)
+        self._ensure_worker(repo)
+
+    def stop(self) -> None:
+        """End running builds; they are taken up at the next start."""
+        self._stopped.set()
+        with self._lock:
+            running = list(self._running.values())
+            workers = list(self._workers.values())
+        for process in running:
+            _end(process)
+        for worker in workers:
+            worker.join(_GRACE_SECONDS)
+
+    def _ensure_worker(self, repo: str) -> None:
+        with self._lock:
+            if repo not in self._workers and not self._stopped.is_set():
+                worker = threading.Thread(target=self._work, args=(repo,), name=f"build-{repo}", daemon=True)
+                self._workers[repo] = worker
+                worker.start()
+
+    def _work(self, repo: str) -> None:
+        while True:
+            with self._lock:
+                wanted = self._state.wanted_build(repo)
+                if wanted is None or self._stopped.is_set():
+                    del self._workers[repo]
+                    return
+            try:
+                code = self._build(repo, wanted["commit"], wanted["pusher"])
+            except OSError as error:
+                log.error("the build of %s@%s cannot be run: %s", repo, wanted["commit"][:12], error)
+                code = -1
+            if not self._stopped.is_set():
+                self._on_build("success" if code == 0 else "failure")
+                self._state.build_ended(repo, wanted["commit"])
+
+    def _build(self, repo: str, commit: str, pusher: str) -> int:
+        what = f"{repo}@{commit[:12]}"
+        folder = self._settings.log_dir / "builds"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{repo}-{commit[:12]}.log"
+        start = "import sys; from airloom.cli.main import main; sys.argv[0] = 'airloom'; main()"
+        command = [sys.executable, "-c", start, "build", f"{repo}@{commit}", "--pusher", pusher]
+        with path.open("ab") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        with self._lock:
+            self._running[repo] = process
+        log.info("the build of %s has started as process %d", what, process.pid)
+        try:
+            if self._stopped.is_set():
+                _end(process)
+            code = process.wait(_BUILD_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.error("the build of %s did not end within %.0f s", what, _BUILD_SECONDS)
+            code = _end(process)
+        finally:
+            with self._lock:
+                del self._running[repo]
+        log.info("the build of %s ended with exit code %d, see %s", what, code, path)
+        for old in sorted(folder.glob("*.log"), key=lambda found: found.stat().st_mtime)[:-_LOGS_KEPT]:
+            old.unlink(missing_ok=True)
+        return code
+
+    def state(self) -> dict[str, Any]:
+        """What is wanted and what runs, for people."""
+        with self._lock:
+            running = {repo: process.pid for repo, process in self._running.items()}
+        return {"wanted": {row["repo"]: row["commit"] for row in self._state.wanted_builds()}, "running": running}
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """SIGTERM to the build's group, SIGKILL after the grace."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_GRACE_SECONDS)
+    return process.wait()

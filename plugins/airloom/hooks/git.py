@@ -1,0 +1,429 @@
+"""Stage repos on the git server, through bare mirrors that all processes of this machine share."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from airloom.contract import CodePin
+from airloom.errors import (
+    AuthError,
+    ConfigError,
+    ConflictError,
+    ContractError,
+    NotFoundError,
+    ServiceError,
+    UnavailableError,
+)
+from airloom.hooks.git_command import git_environment, git_error, run_git
+from airloom.hooks.git_tree import export_tree
+from airloom.settings import Settings
+
+T = TypeVar("T")
+
+NAME = "Airloom"
+EMAIL = "airloom@localhost"
+REPO_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_SHA = re.compile(r"[0-9a-f]{40}")
+_TAG_FORMAT = "%00".join(
+    ("%(refname:strip=2)", "%(objectname)", "%(*objectname)", "%(creatordate:unix)", "%(contents)", "")
+)
+_ATTEMPTS = 5
+_LEFTOVER_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class TagInfo:
+    """An annotated or light tag. `commit` is what it points at in the end, `message` is empty for a light one."""
+
+    name: str
+    commit: str
+    message: str
+    object_id: str
+    created_at: datetime
+
+
+class GitRemote:
+    """Reads commits and writes version tags.
+
+    Every method may be called from many processes at once, and may be killed at any moment: only a fetch
+    takes a lock, which the kernel frees with its holder.
+
+    Args:
+        base_url: of the git server; repos are at `<base_url>/git/<owner>/<repo>.git`.
+        mirrors: folder of the bare mirrors.
+    """
+
+    def __init__(self, *, base_url: str, owner: str, user: str, password: str, mirrors: Path) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._owner = owner
+        self._user = user
+        self._mirrors = mirrors
+        # In the environment, for this server alone: neither arguments nor URLs show it.
+        credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
+        self._config = {f"http.{self._base_url}/.extraHeader": f"Authorization: Basic {credentials}"}
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> GitRemote:
+        """A client of this installation's git server, as the user who writes version tags."""
+        return cls(
+            base_url=settings.git_base_url,
+            owner=settings.git_owner,
+            user=settings.git_user,
+            password=settings.secret("git_password"),
+            mirrors=settings.home_dir / "mirrors",
+        )
+
+    def clone_url(self, repo: str) -> str:
+        """Where `git clone` finds a repo; without credentials.
+
+        Raises:
+            ConfigError: that is no name for a repo.
+        """
+        if not REPO_PATTERN.fullmatch(repo) or repo.endswith(".git"):
+            raise ConfigError(f"{repo!r} is not a repo's name", hint="letters, digits, `_`, `-` and `.`; no slash")
+        return f"{self._base_url}/git/{self._owner}/{repo}.git"
+
+    # Reading
+
+    def fetch(self, repo: str) -> None:
+        """Bring the mirror up to date with all branches and tags.
+
+        Raises:
+            NotFoundError: no such repo.
+            AuthError, UnavailableError: the server refused or did not answer.
+        """
+        asked = time.clock_gettime(time.CLOCK_MONOTONIC)  # one clock for all processes of the machine
+        mirror = self._mirror(repo)
+        with self._locked(mirror) as lock:
+            # Who waited for another's fetch that began later than the question has its answer already.
+            if _read_time(lock) >= asked:
+                return
+            started = time.clock_gettime(time.CLOCK_MONOTONIC)
+            refspecs = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+            arguments = ("fetch", "--quiet", "--prune", "--no-write-fetch-head", self.clone_url(repo), *refspecs)
+            self._remote(repo, arguments, mirror, lock)
+            os.pwrite(lock, f"{started:020.6f}".encode(), 0)
+
+    def head(self, repo: str, branch: str = "main") -> str:
+        """The commit that a branch of the server points at now.
+
+        Raises:
+            NotFoundError: no such repo or branch.
+        """
+        ref = f"refs/heads/{branch}"
+        found = self._remote(repo, ("ls-remote", self.clone_url(repo), ref), None)
+        for line in found.decode().splitlines():
+            sha, _, name = line.partition("\t")
+            if name == ref:
+                return sha
+        raise NotFoundError(f"{repo} has no branch {branch!r}", hint="push to it first")
+
+    def commit(self, repo: str, rev: str) -> CodePin:
+        """The commit that a branch, tag or (short) hash names; of a branch, where it is now.
+
+        Raises:
+            NotFoundError: no such repo, or no such commit in it.
+        """
+        mirror = self._mirror(repo)
+        if not (_SHA.fullmatch(rev) and self._has_commit(mirror, rev)):
+            self.fetch(repo)
+        shown = run_git(
+            ("log", "-1", "--no-show-signature", "--format=%H%x00%an <%ae>%x00%B", "--end-of-options", rev, "--"),
+            git_dir=mirror,
+            check=False,
+        )
+        if shown.returncode != 0 or not shown.stdout.strip():
+            raise NotFoundError(
+                f"{repo} has no commit {rev!r}", hint="give a branch, a tag or a hash that was pushed to the git server"
+            )
+        sha, author, message = shown.stdout.decode(errors="replace").split("\0", 2)
+        return CodePin(repo=repo, commit=sha, author=author, message=message.strip())
+
+    def export(self, repo: str, sha: str, dest: Path, *, read_only: bool = False) -> None:
+        """Write a commit's files to the folder `dest`, whole or not at all; nothing happens where it exists.
+
+        Files get the very bytes that git holds: no line ends are turned, no attributes applied.
+
+        Raises:
+            NotFoundError: no such repo or commit.
+        """
+        if dest.exists():
+            return
+        mirror = self._mirror(repo)
+        commit = self.commit(repo, sha).commit
+        export_tree(mirror, commit, dest, read_only=read_only)
+
+    def read_file(self, repo: str, sha: str, path: str) -> bytes:
+        """One file of a commit.
+
+        Raises:
+            NotFoundError: no such repo, commit or file.
+        """
+        mirror = self._mirror(repo)
+        commit = self.commit(repo, sha).commit
+        done = run_git(("cat-file", "blob", f"{commit}:{path}"), git_dir=mirror, check=False)
+        if done.returncode != 0:
+            raise NotFoundError(f"{repo}@{commit[:12]} has no file {path!r}")
+        return done.stdout
+
+    def read_tag(self, repo: str, tag: str) -> TagInfo:
+        """One tag; asks the server only when the mirror doesn't have it.
+
+        Raises:
+            NotFoundError: no such repo or tag.
+        """
+        _check_tag(tag)
+        mirror = self._mirror(repo)
+        found = self._tags(mirror, f"refs/tags/{tag}")
+        if not found:
+            self.fetch(repo)
+            found = self._tags(mirror, f"refs/tags/{tag}")
+        for info in found:
+            if info.name == tag:
+                return info
+        raise NotFoundError(f"{repo} has no tag {tag!r}", hint="list the version tags with: airloom lineage")
+
+    def list_tags(self, repo: str, prefix: str = "") -> list[TagInfo]:
+        """All tags of the server whose name starts with `prefix`, by name.
+
+        Raises:
+            NotFoundError: no such repo.
+        """
+        self.fetch(repo)
+        folder = prefix.rpartition("/")[0]
+        found = self._tags(self._mirror(repo), f"refs/tags/{folder}" if folder else "refs/tags")
+        return [info for info in found if info.name.startswith(prefix)]
+
+    # Writing
+
+    def write_version(
+        self,
+        repo: str,
+        *,
+        parent: str,
+        files: Mapping[str, bytes],
+        tag: str,
+        message: str,
+        commit_message: str,
+        when: datetime | None = None,
+    ) -> str:
+        """Push a tag onto a new commit: the parent's files with `files` added or replaced.
+
+        The commit is reachable by the tag alone, and both arrive in one push or not at all. Equal arguments,
+        `when` included, make the same commit and tag, so that repeating a call that was cut off is harmless.
+
+        Args:
+            parent: full hash of the commit that it stands on.
+            message: of the tag.
+            when: date of commit and tag; now when not given.
+
+        Returns:
+            The commit's hash.
+
+        Raises:
+            ConflictError: another tag of that name exists on the server.
+            NotFoundError: no such repo or parent.
+            AuthError, UnavailableError, StorageFullError: the server refused or did not answer.
+        """
+        _check_tag(tag)
+        mirror = self._mirror(repo)
+        parent = self.commit(repo, parent).commit
+        stamp = f"{int((when or datetime.now(UTC)).timestamp())} +0000"
+        commit = self._make_commit(mirror, parent, files, commit_message, stamp)
+        content = f"object {commit}\ntype commit\ntag {tag}\ntagger {NAME} <{EMAIL}> {stamp}\n\n{_text(message)}"
+        made = run_git(("mktag",), git_dir=mirror, stdin=content.encode(), check=False)
+        if made.returncode != 0:
+            raise ContractError(f"{tag!r} cannot be a tag: {made.stderr.decode(errors='replace').strip()}")
+        self._push_tag(repo, mirror, made.stdout.decode().strip(), tag)
+        return commit
+
+    def _make_commit(
+        self, mirror: Path, parent: str, files: Mapping[str, bytes], commit_message: str, stamp: str
+    ) -> str:
+        names = [_checked_path(name) for name in files]
+        with self._scratch(mirror) as scratch:
+            # An index of its own: no lock is shared with anyone.
+            environment = git_environment(
+                GIT_INDEX_FILE=str(scratch / "index"),
+                GIT_AUTHOR_NAME=NAME,
+                GIT_AUTHOR_EMAIL=EMAIL,
+                GIT_AUTHOR_DATE=stamp,
+                GIT_COMMITTER_NAME=NAME,
+                GIT_COMMITTER_EMAIL=EMAIL,
+                GIT_COMMITTER_DATE=stamp,
+            )
+
+            def git(*arguments: str, stdin: bytes = b"") -> str:
+                return run_git(arguments, git_dir=mirror, environment=environment, stdin=stdin).stdout.decode().strip()
+
+            git("read-tree", parent)
+            paths = [scratch / f"blob{number}" for number in range(len(names))]
+            for path, content in zip(paths, files.values(), strict=True):
+                path.write_bytes(content)
+            listed = "".join(f"{path}\n" for path in paths).encode()
+            blobs = git("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=listed).split()
+            entries = "".join(f"100644 {blob}\t{name}\0" for blob, name in zip(blobs, names, strict=True))
+            git("update-index", "--add", "--replace", "-z", "--index-info", stdin=entries.encode())
+            return git("commit-tree", git("write-tree"), "-p", parent, stdin=_text(commit_message).encode())
+
+    def _push_tag(self, repo: str, mirror: Path, object_id: str, tag: str) -> None:
+        ref = f"refs/tags/{tag}"
+        url = self.clone_url(repo)
+
+        def push() -> None:
+            done = run_git(
+                ("push", "--porcelain", "--no-verify", url, f"{object_id}:{ref}"),
+                git_dir=mirror,
+                environment=git_environment(self._config),
+                check=False,
+            )
+            if done.returncode == 0:  # made now, or there already with this very content
+                return
+            refused = [line for line in done.stdout.decode(errors="replace").splitlines() if line.startswith("!")]
+            if not refused:
+                raise self._named(repo, git_error("push", done.stderr.decode(errors="replace"), done.returncode))
+            listed = self._remote(repo, ("ls-remote", url, ref), mirror).decode().split()
+            if not listed:
+                reason = refused[0].split("\t")[-1]
+                kind = UnavailableError if "lock" in reason else ServiceError
+                raise kind(f"the git server refused the tag {tag!r} of {repo}: {reason}")
+            if listed[0] != object_id:
+                raise ConflictError(f"the tag {tag!r} of {repo} exists already, with other content")
+
+        _retried(push)
+
+    # The mirror
+
+    def _mirror(self, repo: str) -> Path:
+        self.clone_url(repo)  # refuses what is no name
+        mirror = self._mirrors / f"{repo}.git"
+        if not mirror.exists():
+            self._mirrors.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(prefix=f".{repo}.", dir=self._mirrors))
+            run_git(("init", "--quiet", "--bare", "-b", "main", str(made)))
+            run_git(("config", "gc.autoDetach", "false"), git_dir=made)
+            try:
+                made.rename(mirror)
+            except OSError:  # another process was faster
+                shutil.rmtree(made, ignore_errors=True)
+        return mirror
+
+    @contextmanager
+    def _locked(self, mirror: Path) -> Iterator[int]:
+        descriptor = os.open(mirror.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Only a holder of this lock changes refs, so that git's own locks found now are a dead one's.
+            for pattern in ("*.lock", "refs/**/*.lock"):
+                for stale in mirror.glob(pattern):
+                    stale.unlink(missing_ok=True)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _scratch(self, mirror: Path) -> Iterator[Path]:
+        parent = mirror / "airloom"
+        parent.mkdir(exist_ok=True)
+        for leftover in parent.iterdir():  # of writers that were killed
+            if time.time() - _modified(leftover) > _LEFTOVER_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=parent) as folder:
+            yield Path(folder)
+
+    def _has_commit(self, mirror: Path, sha: str) -> bool:
+        return run_git(("cat-file", "-e", f"{sha}^{{commit}}"), git_dir=mirror, check=False).returncode == 0
+
+    def _tags(self, mirror: Path, pattern: str) -> list[TagInfo]:
+        listed = run_git(("for-each-ref", f"--format={_TAG_FORMAT}", pattern), git_dir=mirror).stdout
+        fields = listed.decode(errors="replace").split("\0")
+        records = [fields[start : start + 5] for start in range(0, len(fields) - 1, 5)]
+        return [
+            TagInfo(
+                name=name.lstrip("\n"),
+                commit=target or object_id,
+                message=contents.strip() if target else "",
+                object_id=object_id,
+                created_at=datetime.fromtimestamp(int(created or 0), UTC),
+            )
+            for name, object_id, target, created, contents in records
+        ]
+
+    def _remote(self, repo: str, arguments: Sequence[str], mirror: Path | None, lock: int | None = None) -> bytes:
+        """A command that talks to the server; tried again while it does not answer."""
+
+        def call() -> bytes:
+            try:
+                return run_git(
+                    arguments,
+                    git_dir=mirror,
+                    environment=git_environment(self._config),
+                    # The git process holds the lock too: it may outlive this one.
+                    pass_fds=() if lock is None else (lock,),
+                ).stdout
+            except (ServiceError, NotFoundError) as error:
+                raise self._named(repo, error) from error
+
+        return _retried(call)
+
+    def _named(self, repo: str, error: ServiceError | NotFoundError) -> ServiceError | NotFoundError:
+        if isinstance(error, NotFoundError):
+            return NotFoundError(f"the git server has no repo {self._owner}/{repo}", hint="make it with: airloom init")
+        if isinstance(error, AuthError):
+            return AuthError(f"the git server refused {self._user!r} for repo {repo}: {error.message}", hint=error.hint)
+        return type(error)(f"repo {repo}: {error.message}", hint=error.hint)
+
+
+def _retried(call: Callable[[], T]) -> T:
+    import tenacity
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(UnavailableError),
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=4),
+        reraise=True,
+    )(call)
+
+
+def _check_tag(tag: str) -> None:
+    done = run_git(("check-ref-format", f"refs/tags/{tag}"), check=False)
+    if done.returncode != 0 or tag.startswith("-"):
+        raise ContractError(f"{tag!r} cannot be a tag's name", hint="see: git help check-ref-format")
+
+
+def _checked_path(name: str) -> str:
+    path = PurePosixPath(name)
+    parts = name.split("/")
+    if path.is_absolute() or "\0" in name or any(p in {"", ".", ".."} or p.lower() == ".git" for p in parts):
+        raise ContractError(f"{name!r} is no path inside a repo")
+    return name
+
+
+def _text(message: str) -> str:
+    return message.replace("\0", "").strip("\n") + "\n"
+
+
+def _read_time(descriptor: int) -> float:
+    try:
+        return float(os.pread(descriptor, 64, 0) or b"0")
+    except ValueError:
+        return 0.0
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
