@@ -46,7 +46,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     from rich.table import Column, Table
 
     # Folded, never cut: ids are there to be copied.
-    table = Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left", header_style="bold")
+    cells = [Column(name, overflow="fold") for name in columns]
+    table = Table(*cells, title=title, title_justify="left", header_style="bold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     Console().print(table)
