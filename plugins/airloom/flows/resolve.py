@@ -1,0 +1,272 @@
+"""Pin everything that a run means, once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from airloom.contract import CodePin, Frozen, RunPlan, SourcePin, StagePin, Trigger, VersionTag
+from airloom.contract.enums import Stage
+from airloom.contract.plan import safe_run_id
+from airloom.errors import ConfigError, ConflictError, ContractError, NotFoundError
+from airloom.flows.environment import store_environment
+from airloom.spec.pipeline import PipelineSpec
+from airloom.spec.stage_repo import StageRepo
+
+if TYPE_CHECKING:
+    from airloom.hooks.connect import Hooks
+
+log = logging.getLogger(__name__)
+
+PLAN_FILE = "plan.json"
+MAIN = "main"
+
+# A revision that git could take for an option, or that spans lines, is none.
+Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][^\s\x00-\x1f\x7f]*$", max_length=200)]
+
+
+class RunParams(Frozen):
+    """What a run may be given.
+
+    Attributes:
+        commits: stage repo -> branch, tag or hash to run instead of what `main` points at.
+        reproduce: a version tag: run again what made it, with the code, parameters and source of then.
+        force: run stages although equal ones ran before.
+        skip_approval: ask nobody.
+    """
+
+    commits: dict[str, Revision] = Field(default_factory=dict)
+    reproduce: str | None = None
+    force: bool = False
+    skip_approval: bool = False
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> RunParams:
+        """Check what people or other programs gave.
+
+        Raises:
+            ConfigError: every problem, with the value found and what is allowed.
+        """
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            lines = [_problem(detail) for detail in error.errors()]
+            raise ConfigError(
+                "\n".join(lines), hint=f"a run's parameters are: {', '.join(cls.model_fields)}"
+            ) from error
+
+
+def resolve(
+    hooks: Hooks, *, spec: PipelineSpec, run_id: str, params: RunParams, trigger: Trigger, now: datetime
+) -> RunPlan:
+    """The plan of a run, stored as `runs/<pipeline>/<run>/plan.json`. The first one stored counts.
+
+    Raises:
+        ConfigError: a parameter names what the pipeline doesn't have, or a repo lacks one of its stages.
+        NotFoundError: no such repo, commit, tag or source.
+        BuildFailedError: a commit holds what can't be run.
+        UnavailableError: the git server or the store does not answer.
+    """
+    bucket = hooks.settings.bucket_airloom
+    prefix = f"runs/{spec.name}/{safe_run_id(run_id)}"
+    key = f"{prefix}/{PLAN_FILE}"
+    stored = _stored_plan(hooks, bucket, key)
+    if stored is not None:
+        return stored
+    _check(spec, params)
+    earlier = _plan_of_tag(hooks, spec, params.reproduce) if params.reproduce else None
+    if earlier is not None:
+        spec = _spec_of_then(spec, earlier)
+    code = {repo: _code_pin(hooks, repo, params, earlier) for repo in spec.repos}
+    environment = store_environment(hooks)
+    stages = _pin_stages(hooks, spec, code, environment)
+    if earlier is not None:
+        source = _source_of_then(hooks, earlier)
+        trigger = trigger.model_copy(update={"detail": _detail_of_reproduction(trigger, params, earlier, environment)})
+    else:
+        from airloom.flows.source import pin_source
+
+        source = pin_source(hooks, spec.source, prefix)
+    plan = RunPlan(
+        pipeline=spec.name,
+        run_id=run_id,
+        created_at=now,
+        runner=spec.runner,
+        spec=spec.model_dump(mode="json"),
+        spec_digest=spec.digest,
+        code=code,
+        stages=stages,
+        source=source,
+        trigger=trigger,
+        reproduces=params.reproduce,
+        force=params.force,
+        skip_approval=params.skip_approval,
+    )
+    try:
+        hooks.store.put_json(bucket, key, plan.model_dump(mode="json"), if_none_match=True)
+    except ConflictError:  # a try that was thought dead finished first
+        return _stored_plan(hooks, bucket, key) or plan
+    return plan
+
+
+def load_plan(hooks: Hooks, uri: str) -> RunPlan:
+    """The plan at an address `s3://bucket/…/plan.json`.
+
+    Raises:
+        NotFoundError: there is none.
+        ContractError: what is there is no plan.
+    """
+    bucket, key = hooks.store.split_uri(uri)
+    plan = _stored_plan(hooks, bucket, key)
+    if plan is None:
+        raise NotFoundError(f"there is no plan at {uri}", hint="was it removed from the store?")
+    return plan
+
+
+def plan_uri(hooks: Hooks, plan: RunPlan) -> str:
+    """Where a plan is stored."""
+    return f"s3://{hooks.settings.bucket_airloom}/{plan.prefix}/{PLAN_FILE}"
+
+
+def _stored_plan(hooks: Hooks, bucket: str, key: str) -> RunPlan | None:
+    try:
+        value = hooks.store.get_json(bucket, key)
+    except NotFoundError:
+        return None
+    try:
+        return RunPlan.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ContractError(
+            f"s3://{bucket}/{key} is not a valid RunPlan: {where}: {first['msg']}",
+            hint="it was written by another version of Airloom: start a new run",
+        ) from error
+
+
+def _check(spec: PipelineSpec, params: RunParams) -> None:
+    """Refuse parameters that this pipeline can't have."""
+    unknown = [repo for repo in params.commits if repo not in spec.repos]
+    if unknown:
+        raise ConfigError(
+            f"commits: {', '.join(map(repr, unknown))} is no stage repo of {spec.name}",
+            hint=f"its repos are: {', '.join(spec.repos)}",
+        )
+    if params.reproduce and params.commits:
+        raise ConfigError(
+            f"reproduce {params.reproduce!r} fixes every commit, but commits names {', '.join(params.commits)}",
+            hint="give one of the two",
+        )
+
+
+def _plan_of_tag(hooks: Hooks, spec: PipelineSpec, tag: str) -> RunPlan:
+    """The plan of the run that wrote a version tag."""
+    try:
+        parsed = VersionTag.parse(tag)
+    except ContractError as error:
+        raise ConfigError(f"reproduce: {error.message}", hint=error.hint) from error
+    if parsed.pipeline != spec.name:
+        raise ConfigError(
+            f"reproduce: {tag!r} is a version of {parsed.pipeline}, not of {spec.name}",
+            hint=f"run {parsed.pipeline} instead, or name a tag that starts with {spec.name}/",
+        )
+    info = hooks.git.read_tag(spec.stages[Stage.PREPROCESS].repo, tag)
+    try:
+        message = json.loads(info.message)
+        uri = str(message["plan"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContractError(
+            f"the message of the tag {tag!r} is no JSON with a plan, found {info.message[:100]!r}",
+            hint="only tags that Airloom wrote can be reproduced",
+        ) from error
+    return load_plan(hooks, uri)
+
+
+def _spec_of_then(spec: PipelineSpec, earlier: RunPlan) -> PipelineSpec:
+    """What made the data and the model as it was then; gate, deployment and monitor as they are now.
+
+    Otherwise an old configuration could promote what today's gate would reject.
+    """
+    today = spec.model_dump(mode="json")
+    mixed = {**earlier.spec, **{part: today[part] for part in ("gate", "deploy", "monitor")}}
+    try:
+        return PipelineSpec.model_validate(mixed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"the configuration of then does not go with today's: {where} {first['msg']}",
+            hint=f"see the plan of run {earlier.run_id}",
+        ) from error
+
+
+def _code_pin(hooks: Hooks, repo: str, params: RunParams, earlier: RunPlan | None) -> CodePin:
+    if earlier is not None:
+        if repo not in earlier.code:
+            raise ContractError(f"the plan of run {earlier.run_id} has no commit of {repo}")
+        return hooks.git.commit(repo, earlier.code[repo].commit)
+    revision = params.commits.get(repo)
+    return hooks.git.commit(repo, revision or hooks.git.head(repo, MAIN))
+
+
+def _pin_stages(
+    hooks: Hooks, spec: PipelineSpec, code: Mapping[str, CodePin], environment: str
+) -> dict[Stage, StagePin]:
+    from airloom.flows.build import ensure_checkout
+
+    checkouts = {repo: ensure_checkout(hooks, repo, pin.commit) for repo, pin in code.items()}
+    contents = {repo: StageRepo.load(folder) for repo, folder in checkouts.items()}
+    pins = {}
+    for stage, stage_spec in spec.stages.items():
+        repo = stage_spec.repo
+        try:
+            digest = contents[repo].code_digest(checkouts[repo], stage)
+        except ConfigError as error:
+            raise ConfigError(f"{repo}@{code[repo].commit[:8]}: {error.message}", hint=error.hint) from error
+        pins[stage] = StagePin(
+            repo=repo,
+            code_digest=digest,
+            environment=environment,
+            params=stage_spec.params,
+            seed=stage_spec.seed,
+        )
+    return pins
+
+
+def _source_of_then(hooks: Hooks, earlier: RunPlan) -> SourcePin:
+    bucket, key = hooks.store.split_uri(earlier.source.manifest)
+    if not hooks.store.exists(bucket, key):
+        raise NotFoundError(
+            f"the list of raw data of run {earlier.run_id} is gone: {earlier.source.manifest}",
+            hint="what it read is no longer known; start a new run",
+        )
+    return earlier.source
+
+
+def _detail_of_reproduction(trigger: Trigger, params: RunParams, earlier: RunPlan, environment: str) -> str:
+    """The trigger's detail, and a warning where the packages are not those of then."""
+    parts = [trigger.detail] if trigger.detail else []
+    parts.append(f"reproduces {params.reproduce} of run {earlier.run_id}")
+    then = {pin.environment for pin in earlier.stages.values()}
+    if then != {environment}:
+        warning = (
+            f"the environment differs from then ({', '.join(sorted(digest[:12] for digest in then))}, now "
+            f"{environment[:12]}): results may differ"
+        )
+        log.warning("%s", warning)
+        parts.append(warning)
+    return "; ".join(parts)
+
+
+def _problem(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: there is no such parameter"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"{key}: {detail['input']!r} is no branch, tag or hash"
+    return f"{key}: {detail['msg']}, found {detail['input']!r}"
