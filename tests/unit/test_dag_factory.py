@@ -53,7 +53,9 @@ def test_every_dag_of_this_repository_imports(project: Path) -> None:
 
 
 def test_policy(project: Path) -> None:
-    for dag in bag_of(project).dags.values():
+    dags = bag_of(project).dags
+    assert dags
+    for dag in dags.values():
         assert dag.doc_md, dag.dag_id
         assert dag.description, dag.dag_id
         assert "airloom" in dag.tags, dag.dag_id
