@@ -133,6 +133,11 @@ def services(settings: Settings) -> list[Service]:
     url = settings.airflow_api_url
 
     def component(name: str, *arguments: str, needs: tuple[str, ...], probe: Callable[[], None]) -> Service:
+        def prepared() -> None:
+            prepare(settings)
+            if isinstance(probe, _Heartbeat):
+                probe.started()
+
         return Service(
             name=f"airflow-{name}",
             command=(sys.executable, "-m", "airflow", name, *arguments),
@@ -140,7 +145,7 @@ def services(settings: Settings) -> list[Service]:
             env={**environment, PRELOAD_VARIABLE: "1"} if name == "scheduler" else environment,
             ports=(settings.airflow_port,) if name == "api-server" else (),
             depends_on=needs,
-            prepare=lambda: prepare(settings),
+            prepare=prepared,
             probe=probe,
             start_timeout_seconds=_COMPONENT_START_SECONDS,
             grace_seconds=15.0,
@@ -151,9 +156,9 @@ def services(settings: Settings) -> list[Service]:
     needs = ("airflow-api-server",)
     return [
         component("api-server", needs=(), probe=lambda: _probe_api(settings)),
-        component("scheduler", "--skip-serve-logs", needs=needs, probe=_heartbeat(settings, "scheduler")),
-        component("dag-processor", needs=needs, probe=_heartbeat(settings, "dag_processor")),
-        component("triggerer", "--skip-serve-logs", needs=needs, probe=_heartbeat(settings, "triggerer")),
+        component("scheduler", "--skip-serve-logs", needs=needs, probe=_Heartbeat(settings, "scheduler")),
+        component("dag-processor", needs=needs, probe=_Heartbeat(settings, "dag_processor")),
+        component("triggerer", "--skip-serve-logs", needs=needs, probe=_Heartbeat(settings, "triggerer")),
     ]
 
 
@@ -216,16 +221,21 @@ def _probe_api(settings: Settings) -> None:
     AirflowApi.from_settings(settings, patience_seconds=0).dags(limit=1)
 
 
-def _heartbeat(settings: Settings, part: str) -> Callable[[], None]:
-    started = datetime.now(UTC)
+class _Heartbeat:
+    """Asks Airflow for a component's heartbeat; one from before the last start says nothing of the new process."""
 
-    def probe() -> None:
+    def __init__(self, settings: Settings, part: str) -> None:
+        self._settings = settings
+        self._part = part
+        self._started = datetime.now(UTC)
+
+    def started(self) -> None:
+        self._started = datetime.now(UTC)
+
+    def __call__(self) -> None:
         from airloom.hooks.airflow_api import AirflowApi
 
-        found = AirflowApi.from_settings(settings, patience_seconds=0).health()[part]
-        beat = found.get(f"latest_{part}_heartbeat")
-        # A heartbeat from before this platform started says nothing about the new process.
-        if found.get("status") != "healthy" or not beat or datetime.fromisoformat(beat) < started:
-            raise UnavailableError(f"the {part} is {found.get('status')}; its last heartbeat: {beat}")
-
-    return probe
+        found = AirflowApi.from_settings(self._settings, patience_seconds=0).health()[self._part]
+        beat = found.get(f"latest_{self._part}_heartbeat")
+        if found.get("status") != "healthy" or not beat or datetime.fromisoformat(beat) < self._started:
+            raise UnavailableError(f"the {self._part} is {found.get('status')}; its last heartbeat: {beat}")
