@@ -1,9 +1,42 @@
-"""Commands: build."""
+"""Build a commit of a stage repo: what Jenkins and the embedded push hook run."""
 
 from __future__ import annotations
 
+import sys
+from typing import Annotated
+
 import typer
+
+from airloom.cli.output import print_json, reports_errors
+
+
+@reports_errors
+def build(
+    target: Annotated[str, typer.Argument(metavar="REPO@COMMIT", help="a hash, branch or tag; main without one")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the build's record as JSON")] = False,
+    no_event: Annotated[bool, typer.Option("--no-event", help="start no pipelines")] = False,
+    pusher: Annotated[str, typer.Option("--pusher", help="who pushed; recorded and shown on the run")] = "",
+) -> None:
+    """Check out a commit, lint it, load it, record it, and start the pipelines that use it.
+
+    The commit's status says how it went. A commit that is built already is not built again.
+    """
+    from airloom.flows.build import build as run_build
+    from airloom.hooks.connect import Hooks
+
+    repo, _, rev = target.partition("@")
+
+    def show(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+    record = run_build(Hooks(), repo, rev or "main", show, pusher=pusher, announce=not no_event)
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+    else:
+        sys.stdout.write(f"{repo}@{record.commit}\n")
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the app."""
+    app.command()(build)

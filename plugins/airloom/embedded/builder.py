@@ -19,7 +19,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -29,6 +28,7 @@ from starlette.responses import JSONResponse, Response
 from airloom.embedded.forge.repositories import ZERO, Repositories, Repository
 from airloom.embedded.forge.state import State
 from airloom.errors import NotFoundError
+from airloom.flows.build import STATUS_CONTEXT
 from airloom.settings import Settings
 from airloom.spec.stage_repo import STAGES_FILE, StageRepo
 
@@ -234,6 +234,8 @@ class Builder:
                 log.error("the build of %s@%s cannot be run: %s", repo, wanted["commit"][:12], error)
                 code = -1
             if not self._stopped.is_set():
+                if code != 0:
+                    self._explain(repo, wanted["commit"], code)
                 self._on_build("success" if code == 0 else "failure")
                 self._state.build_ended(repo, wanted["commit"])
 
@@ -266,11 +268,20 @@ class Builder:
             old.unlink(missing_ok=True)
         return code
 
-    def state(self) -> dict[str, Any]:
-        """What is wanted and what runs, for people."""
-        with self._lock:
-            running = {repo: process.pid for repo, process in self._running.items()}
-        return {"wanted": {row["repo"]: row["commit"] for row in self._state.wanted_builds()}, "running": running}
+    def _explain(self, repo: str, commit: str, code: int) -> None:
+        """Say on the commit that its build died, where it could not say so itself."""
+        full_name = f"{self._settings.git_owner}/{repo}"
+        rows = [row for row in self._state.statuses(full_name, commit) if row["context"] == STATUS_CONTEXT]
+        if not rows or rows[0]["state"] == "pending":
+            self._state.set_status(
+                full_name,
+                commit,
+                context=STATUS_CONTEXT,
+                state="error",
+                target_url=None,
+                description=f"the build ended with exit code {code}; see logs/builds/{repo}-{commit[:12]}.log",
+                creator=self._settings.git_user,
+            )
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

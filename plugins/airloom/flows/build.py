@@ -2,53 +2,266 @@
 
 from __future__ import annotations
 
-import ast
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
-from airloom.errors import BuildFailedError, ConfigError
+import airloom
+from airloom.contract import CodePin
+from airloom.contract.assets import stage_asset
+from airloom.contract.build import BuildRecord
+from airloom.errors import AirloomError, BuildFailedError, ContractError, NotFoundError, ServiceError, UnavailableError
+from airloom.flows.checkout import ensure_checkout
 from airloom.hooks.connect import Hooks
 from airloom.spec.stage_repo import StageRepo
 
+__all__ = ["build", "ensure_checkout", "find_build"]
 
-def ensure_checkout(hooks: Hooks, repo: str, commit: str) -> Path:
-    """The read-only folder with a commit's files, `checkouts_dir/<repo>/<commit>`; made if it isn't there.
+STATUS_CONTEXT = "airloom/build"
+LINT_RULES = "E9,F63,F7,F82"  # what cannot run: syntax, undefined names, comparisons that are always one way
+_LINT_SECONDS = 60.0
+_ENTRY_SECONDS = 90.0
+_ANNOUNCE_SECONDS = 60.0
+_SHOWN_CHARACTERS = 600
 
-    It appears whole or not at all, and only if the commit can be a build: its `stages.yaml` is valid and every
-    Python file compiles.
+Progress = Callable[[str], None]
+
+
+def build(
+    hooks: Hooks,
+    repo: str,
+    commit: str,
+    on_progress: Progress = lambda line: None,
+    *,
+    pusher: str = "",
+    announce: bool = True,
+) -> BuildRecord:
+    """Build a commit: check it out, lint it, load its entry point, record it, and tell Airflow.
+
+    A commit that was built in the same environment is not built again; if Airflow has not heard of it, it
+    is told now. That Airflow does not answer is no reason for a build to fail: the commit's status says so.
 
     Args:
-        commit: full hash.
+        commit: a full hash, or whatever names a commit.
+        pusher: who pushed it; goes with the event.
+        announce: whether to tell Airflow, so that the pipelines that use the repo start.
 
     Raises:
+        BuildFailedError: the commit cannot be used; its status says why.
         NotFoundError: no such repo or commit.
-        BuildFailedError: the commit holds what can't be run.
+        ServiceError: the git server or the object store refused or did not answer.
     """
-    folder = hooks.settings.checkouts_dir / repo / commit
-    passed = folder.with_name(f".{commit}.checked")
-    if not (folder.is_dir() and passed.exists()):
-        hooks.git.export(repo, commit, folder, read_only=True)
-        check_sources(repo, commit, folder)
-        passed.touch()
-    return folder
-
-
-def check_sources(repo: str, commit: str, folder: Path) -> StageRepo:
-    """Read `stages.yaml` and compile every Python file.
-
-    Raises:
-        BuildFailedError: names the file, the line and what is wrong.
-    """
-    what = f"{repo}@{commit[:8]}"
-    try:
-        stages = StageRepo.load(folder)
-    except ConfigError as error:
-        said = error.message.replace(str(folder) + "/", "").replace(f"{folder.name}: ", "")
-        raise BuildFailedError(f"{what}: {said}", hint=error.hint) from error
-    for path in sorted(folder.rglob("*.py")):
-        name = path.relative_to(folder).as_posix()
+    pin = hooks.git.commit(repo, commit)
+    with _one_at_a_time(hooks, pin):
         try:
-            ast.parse(path.read_bytes(), filename=name)
-        except (SyntaxError, ValueError) as error:
-            line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-            raise BuildFailedError(f"{what}: {name}{line}: {getattr(error, 'msg', error)}") from error
-    return stages
+            return _build(hooks, pin, on_progress, pusher, announce)
+        except BuildFailedError as error:
+            _report(hooks, pin, "failure", error.message, on_progress)
+            raise
+        except AirloomError as error:
+            _report(hooks, pin, "error", f"could not be built: {error.message}", on_progress)
+            raise
+
+
+def find_build(hooks: Hooks, repo: str, commit: str) -> BuildRecord | None:
+    """The record of a commit's build, if there is a readable one."""
+    try:
+        return BuildRecord.model_validate(hooks.store.get_json(hooks.settings.bucket_airloom, _key(repo, commit)))
+    except (NotFoundError, ContractError, ValueError):
+        return None
+
+
+def _build(hooks: Hooks, pin: CodePin, on_progress: Progress, pusher: str, announce: bool) -> BuildRecord:
+    from airloom.flows.environment import environment_digest
+
+    what = f"{pin.repo}@{pin.commit[:8]}"
+    environment = environment_digest()
+    record = find_build(hooks, pin.repo, pin.commit)
+    if record is not None and record.environment == environment:
+        on_progress(f"{what} was built already at {record.built_at:%Y-%m-%d %H:%M:%S} UTC: nothing to build")
+        record = record.model_copy(update={"created": False})
+    else:
+        record = _make(hooks, pin, environment, on_progress, pusher)
+    said = f"built: {', '.join(stage.value for stage in record.stages)}"
+    if announce and not record.announced:
+        told, detail = _announce(hooks, record, on_progress)
+        if told:
+            record = record.model_copy(update={"announced": True})
+            _store(hooks, record)
+        said = f"{said}; {detail}"
+    _report(hooks, pin, "success", said, on_progress)
+    return record
+
+
+def _make(hooks: Hooks, pin: CodePin, environment: str, on_progress: Progress, pusher: str) -> BuildRecord:
+    started = time.monotonic()
+    what = f"{pin.repo}@{pin.commit[:8]}"
+    _report(hooks, pin, "pending", "build started", on_progress)
+    on_progress(f"{what}: checking out")
+    folder = ensure_checkout(hooks, pin.repo, pin.commit)
+    on_progress(f"{what}: linting")
+    _lint(what, folder)
+    on_progress(f"{what}: loading main.py")
+    _load_entry_point(what, folder)
+    stages = StageRepo.load(folder)
+    record = BuildRecord(
+        repo=pin.repo,
+        commit=pin.commit,
+        message=pin.message,
+        author=pin.author,
+        pusher=pusher,
+        environment=environment,
+        stages={stage: stages.code_digest(folder, stage) for stage in stages.stages},
+        built_at=datetime.now(UTC),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    _store(hooks, record)
+    on_progress(f"{what}: built in {record.seconds:.1f} s: {', '.join(stage.value for stage in record.stages)}")
+    return record
+
+
+# Checks
+
+
+def _lint(what: str, folder: Path) -> None:
+    """Raises BuildFailedError with the first findings; does nothing where ruff isn't installed."""
+    ruff = shutil.which("ruff", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
+    if ruff is None:
+        return
+    command = [ruff, "check", "--isolated", "--no-cache", "--quiet", "--output-format", "concise"]
+    code, output = _run([*command, "--select", LINT_RULES, "."], folder, _LINT_SECONDS)
+    if code == 1:
+        raise BuildFailedError(f"{what}: {_shortened(output.splitlines()[:5])}")
+    if code != 0:
+        raise ServiceError(f"ruff could not be run on {what}: {_shortened(output.splitlines()[-5:])}")
+
+
+def _load_entry_point(what: str, folder: Path) -> None:
+    """Raises BuildFailedError when `python main.py --help` fails."""
+    if not (folder / "main.py").is_file():
+        raise BuildFailedError(f"{what}: there is no main.py", hint="every stage of a repo starts from it")
+    code, output = _run([sys.executable, "main.py", "--help"], folder, _ENTRY_SECONDS)
+    if code is None:
+        raise BuildFailedError(f"{what}: `python main.py --help` did not end within {_ENTRY_SECONDS:.0f} s")
+    if code != 0:
+        last = [line for line in output.splitlines() if line.strip()][-4:]
+        raise BuildFailedError(f"{what}: `python main.py --help` ended with {code}: {_shortened(last)}")
+
+
+def _run(command: Sequence[str], folder: Path, limit_seconds: float) -> tuple[int | None, str]:
+    """Exit code (None: out of time) and output of a program that knows nothing of this process's environment."""
+    with tempfile.TemporaryDirectory(prefix="airloom-build-") as home:
+        environment = {
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.defpath)),
+            "HOME": home,
+            "TMPDIR": home,
+            "LANG": "C.UTF-8",
+            # The contract is all that stage code may import of the platform.
+            "PYTHONPATH": str(Path(airloom.__file__).parent.parent),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=limit_seconds)
+            code: int | None = process.returncode
+        except subprocess.TimeoutExpired:
+            code, output = None, b""
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return code, output.decode(errors="replace")
+
+
+def _shortened(lines: Sequence[str]) -> str:
+    text = " | ".join(line.strip() for line in lines)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+# Telling
+
+
+def _announce(hooks: Hooks, record: BuildRecord, on_progress: Progress) -> tuple[bool, str]:
+    """Whether Airflow took the event, and what to say of it."""
+    import tenacity
+
+    extra = {
+        "repo": record.repo,
+        "commit": record.commit,
+        "pusher": record.pusher or record.author,
+        "message": record.message,
+    }
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(UnavailableError),
+        stop=tenacity.stop_after_delay(_ANNOUNCE_SECONDS),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
+        reraise=True,
+    )
+    try:
+        attempts(hooks.airflow.create_asset_event, stage_asset(record.repo), extra)
+    except NotFoundError:
+        detail = "no pipeline uses this repo, so that none was started"
+        on_progress(detail)
+        return False, detail
+    except ServiceError as error:
+        detail = f"Airflow could not be told: {error.message}"
+        on_progress(f"{detail}\n  -> run this build again when Airflow answers")
+        return False, detail
+    on_progress("Airflow has been told: the pipelines that use this repo start")
+    return True, "Airflow has been told"
+
+
+def _report(hooks: Hooks, pin: CodePin, state: str, description: str, on_progress: Progress) -> None:
+    """Set the commit's status; that it can't be set does not undo a build."""
+    try:
+        hooks.gitbucket.set_status(
+            pin.repo,
+            pin.commit,
+            state=state,  # type: ignore[arg-type]
+            context=STATUS_CONTEXT,
+            description=" ".join(description.split()),
+        )
+    except (ServiceError, NotFoundError) as error:
+        on_progress(f"the commit's status could not be set: {error.message}")
+
+
+# Storing
+
+
+def _key(repo: str, commit: str) -> str:
+    return f"builds/{repo}/{commit}.json"
+
+
+def _store(hooks: Hooks, record: BuildRecord) -> None:
+    value = record.model_copy(update={"created": True}).model_dump(mode="json")
+    hooks.store.put_json(hooks.settings.bucket_airloom, _key(record.repo, record.commit), value)
+
+
+@contextmanager
+def _one_at_a_time(hooks: Hooks, pin: CodePin) -> Iterator[None]:
+    """Who builds the same commit meanwhile waits, and then finds the record."""
+    path = hooks.settings.checkouts_dir / pin.repo / f".{pin.commit}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -12,7 +12,7 @@ import shlex
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -227,7 +227,7 @@ def pushed_commits(repository: Repository, change: RefChange) -> list[Commit]:
     return found[::-1]
 
 
-def _post(url: str, body: bytes, headers: object) -> tuple[int, str]:
+def _post(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
     parts = urlsplit(url)
     kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
     if parts.scheme not in kinds or not parts.hostname:
@@ -235,7 +235,7 @@ def _post(url: str, body: bytes, headers: object) -> tuple[int, str]:
     connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=_ANSWER_SECONDS)
     try:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("POST", path, body=body, headers=headers)  # type: ignore[arg-type]
+        connection.request("POST", path, body=body, headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.read(2000).decode(errors="replace").strip()
     finally:

@@ -1,0 +1,35 @@
+"""What is known of a commit that was built."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from airloom.contract.base import Frozen
+from airloom.contract.enums import Stage
+
+
+class BuildRecord(Frozen):
+    """`builds/<repo>/<commit>.json` in the store.
+
+    Attributes:
+        pusher: who pushed it, as far as that is known.
+        environment: digest of what the code runs in.
+        stages: stage -> digest of the files that it is made of.
+        seconds: how long the build took.
+        announced: whether Airflow has been told of it.
+        created: false in an answer that found an earlier build of the same commit and environment.
+    """
+
+    schema_version: Literal[1] = 1
+    repo: str
+    commit: str
+    message: str
+    author: str
+    pusher: str = ""
+    environment: str
+    stages: dict[Stage, str]
+    built_at: datetime
+    seconds: float
+    announced: bool = False
+    created: bool = True
