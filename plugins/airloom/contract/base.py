@@ -14,7 +14,8 @@ from airloom.errors import ContractError
 class Frozen(BaseModel):
     """Immutable, and refuses keys it does not know, so that a typo is an error and not a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no word for NaN; null would not be read back as a number.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all: a reader sees the old file or the new one."""

@@ -16,6 +16,8 @@ from airloom.contract.digest import sha256_bytes
 from airloom.errors import AirloomError, ConflictError, NotFoundError
 from airloom.hooks.mlflow_api import MlflowApi
 from airloom.hooks.mlflow_records import (
+    CANDIDATE,
+    CHAMPION,
     DIGEST_TAG,
     KEY_TAG,
     ModelVersionInfo,
@@ -32,9 +34,6 @@ from airloom.hooks.mlflow_records import (
 )
 from airloom.hooks.model_cache import ModelCache
 from airloom.settings import Settings
-
-CHAMPION = "champion"
-CANDIDATE = "candidate"
 
 __all__ = ["CANDIDATE", "CHAMPION", "ModelRegistry", "ModelVersionInfo", "RunInfo"]
 
@@ -228,7 +227,7 @@ class ModelRegistry:
     def register(self, name: str, model_uri: str, run_id: str, tags: Mapping[str, str] | None = None) -> str:
         """The version of the registered model `name` that came from a run: one, however often this is called.
 
-        Tags are brought up to date.
+        A version that is there keeps its tags: they say where it came from.
 
         Raises:
             NotFoundError: there is no such model: MLflow itself would take any address.
@@ -262,23 +261,17 @@ class ModelRegistry:
                     f"the run {run_id} is registered as {name} {found.version} with {found.model_uri}, not {model_uri}",
                     hint="train again: a run has one model",
                 )
-            self.set_version_tags(name, found.version, dict(tags or {}), known=found.tags)
             return found.version
 
-    def set_version_tags(
-        self, name: str, version: str, tags: Mapping[str, str], *, known: Mapping[str, str] | None = None
-    ) -> None:
-        """Set tags of a version; those of `known` with the same value are left alone.
+    def set_version_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a version.
 
         Raises:
             NotFoundError: no such version.
         """
         for key, value in tags.items():
-            text = tag_text(value)
-            if (known or {}).get(key) != text:
-                self._api.post(
-                    "model-versions/set-tag", repeatable=True, name=name, version=version, key=key, value=text
-                )
+            tag = {"name": name, "version": version, "key": key, "value": tag_text(value)}
+            self._api.post("model-versions/set-tag", repeatable=True, **tag)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let an alias name a version and no other.

@@ -16,8 +16,13 @@ PIPELINE_TAG = "airloom.pipeline"
 PLAN_TAG = "airloom.plan"
 DATA_TAG = "airloom.data_tag"
 GATE_TAG = "airloom.gate"
+GATE_RUN_TAG = "airloom.gate.run_id"
+METRICS_TAG = "airloom.metrics"
 COMMIT_TAG_PREFIX = "airloom.commit."
 DIGEST_TAG = "airloom.digest"
+
+CHAMPION = "champion"
+CANDIDATE = "candidate"
 
 MODEL_URI_PREFIX = "models:/"
 _MAX_TAG_CHARACTERS = 5000
