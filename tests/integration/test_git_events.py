@@ -188,7 +188,10 @@ def test_a_receiver_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
     ).text
     assert '<td class="failed">failed</td>' in page
     assert '<td class="delivered">delivered</td>' in page
-    assert SECRET not in page
+    log = (stage_repo.settings.log_dir / "git.log").read_text()
+    for secret in (SECRET, "token=", stage_repo.settings.secret("git_password")):
+        assert secret not in page
+        assert secret not in log
 
 
 def test_a_form_hook_gets_a_form(stage_repo: StageRepoFixture, receiver: Receiver) -> None:

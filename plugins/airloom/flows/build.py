@@ -81,10 +81,10 @@ def find_build(hooks: Hooks, repo: str, commit: str) -> BuildRecord | None:
 
 
 def _build(hooks: Hooks, pin: CodePin, on_progress: Progress, pusher: str, announce: bool) -> BuildRecord:
-    from airloom.flows.environment import environment_digest
+    from airloom.flows.environment import store_environment
 
     what = f"{pin.repo}@{pin.commit[:8]}"
-    environment = environment_digest()
+    environment = store_environment(hooks)
     record = find_build(hooks, pin.repo, pin.commit)
     if record is not None and record.environment == environment:
         on_progress(f"{what} was built already at {record.built_at:%Y-%m-%d %H:%M:%S} UTC: nothing to build")
