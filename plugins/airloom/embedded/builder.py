@@ -102,12 +102,19 @@ def signature_problem(body: bytes, header: str | None, secret: str) -> str | Non
     return None if hmac.compare_digest(expected.encode(), header.encode("utf-8", "replace")) else "forged"
 
 
+def build_command(repo: str, commit: str, pusher: str) -> list[str]:
+    """`airloom build` with this Python, wherever the console script may be."""
+    start = "import sys; from airloom.cli.main import main; sys.argv[0] = 'airloom'; main()"
+    return [sys.executable, "-c", start, "build", f"{repo}@{commit}", "--pusher", pusher]
+
+
 class Builder:
     """Runs `airloom build` for each commit that is asked for: one at a time for a repo, the newest wins.
 
     Args:
         on_event: called with `accepted`, `ignored`, `unsigned`, `forged` or `malformed`.
         on_build: called with `success` or `failure`.
+        command: of the build of a repo's commit for a pusher.
     """
 
     def __init__(
@@ -118,12 +125,14 @@ class Builder:
         *,
         on_event: Callable[[str], None],
         on_build: Callable[[str], None],
+        command: Callable[[str, str, str], list[str]] = build_command,
     ) -> None:
         self._settings = settings
         self._repositories = repositories
         self._state = state
         self._on_event = on_event
         self._on_build = on_build
+        self._command = command
         self._secret = settings.secret("webhook_secret")
         self._lock = threading.Lock()
         self._workers: dict[str, threading.Thread] = {}
@@ -244,11 +253,13 @@ class Builder:
         folder = self._settings.log_dir / "builds"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{repo}-{commit[:12]}.log"
-        start = "import sys; from airloom.cli.main import main; sys.argv[0] = 'airloom'; main()"
-        command = [sys.executable, "-c", start, "build", f"{repo}@{commit}", "--pusher", pusher]
         with path.open("ab") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                self._command(repo, commit, pusher),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         with self._lock:
             self._running[repo] = process
