@@ -27,6 +27,8 @@ class _UniqueKeyLoader(_SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 problem = f"the key {key!r} stands twice"
@@ -59,6 +61,10 @@ def parse_pipeline(text: str, path: Path) -> PipelineSpec:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        place = getattr(error, "position", 0)
+        line = text.count("\n", 0, place if isinstance(place, int) else 0) + 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}:1: expected a mapping with the keys of a pipeline, found {type(data).__name__}")
     try:

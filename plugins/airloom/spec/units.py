@@ -19,7 +19,11 @@ def parse_size(value: object) -> int:
     """
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)\s*", value) if isinstance(value, str) else None
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)\s*", value, re.ASCII)
+        if isinstance(value, str)
+        else None
+    )
     if match is None:
         raise ValueError("expected a size such as 512MiB or 2GiB (units: B, KiB, MiB, GiB, TiB)")
     return int(float(match[1]) * _SIZES[match[2]])
@@ -33,7 +37,7 @@ def parse_duration(value: object) -> float:
     """
     if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
         return float(value)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|d)\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|d)\s*", value, re.ASCII) if isinstance(value, str) else None
     if match is None:
         raise ValueError("expected a duration such as 30s, 15m or 2h (units: s, m, h, d)")
     return float(match[1]) * _DURATIONS[match[2]]
