@@ -220,7 +220,7 @@ def _announce(hooks: Hooks, record: BuildRecord, on_progress: Progress) -> tuple
         detail = "no pipeline uses this repo, so that none was started"
         on_progress(detail)
         return False, detail
-    except ServiceError as error:
+    except AirloomError as error:
         detail = f"Airflow could not be told: {error.message}"
         on_progress(f"{detail}\n  -> run this build again when Airflow answers")
         return False, detail

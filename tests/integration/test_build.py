@@ -1,0 +1,233 @@
+"""From a push to a build: the real git server, the real object store, the real command."""
+
+# ruff: noqa: F811
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from airloom.contract import Stage
+from airloom.contract.assets import stage_asset
+from airloom.embedded import builder, git_server
+from airloom.errors import BuildFailedError
+from airloom.flows.build import build, find_build
+from airloom.hooks.connect import Hooks
+from airloom.hooks.object_store import ObjectStore
+from airloom.settings import Settings
+from tests.conftest import make_settings
+from tests.fixtures.git import StageRepoFixture, git, git_settings, gitbucket, stage_repo  # noqa: F401
+from tests.fixtures.s3 import s3_store  # noqa: F401
+from tests.fixtures.services import running
+
+MAIN = "from airloom.contract import Stage, run_stage_main\nraise SystemExit(run_stage_main({Stage.TRAIN: print}))\n"
+STAGES = "stages: {train: {paths: [main.py]}}\n"
+GOOD: dict[str, str | bytes] = {"stages.yaml": STAGES, "main.py": MAIN}
+
+
+class AirflowDouble:
+    """As much of Airflow's REST API as a build's event needs; tests/integration/test_airflow.py has the real one."""
+
+    def __init__(self, port: int) -> None:
+        self.events: list[dict] = []
+        double = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path.endswith("/assets/events"):
+                    double.events.append(body)
+                self.answer(201, {"access_token": "t"} if self.path.endswith("/token") else {})
+
+            def do_GET(self) -> None:
+                assets = [
+                    {"id": 7, "name": stage_asset(f"repo_{n}"), "uri": stage_asset(f"repo_{n}")} for n in range(99)
+                ]
+                self.answer(200, {"assets": assets, "total_entries": len(assets)})
+
+            def answer(self, status: int, value: object) -> None:
+                content = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def of(self, repo: str) -> list[dict]:
+        return [event["extra"] for event in self.events if event["extra"]["repo"] == repo]
+
+
+@pytest.fixture(scope="module")
+def airflow(session_settings: Settings) -> Iterator[AirflowDouble]:
+    double = AirflowDouble(session_settings.airflow_port)
+    yield double
+    double.server.shutdown()
+    double.server.server_close()
+
+
+@pytest.fixture
+def hooked(stage_repo: StageRepoFixture, s3_store: ObjectStore, airflow: AirflowDouble) -> StageRepoFixture:
+    """A repo whose pushes are built."""
+    settings = stage_repo.settings
+    hooks = Hooks(settings)
+    hooks.gitbucket.ensure_hook(stage_repo.name, builder.hook_url(settings), settings.secret("webhook_secret"))
+    return stage_repo
+
+
+def wait_for(found: Callable[[], object], what: str, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, f"still no {what}"
+        time.sleep(0.1)
+
+
+def status(repo: StageRepoFixture, sha: str) -> tuple[str, str]:
+    found = Hooks(repo.settings).gitbucket.statuses(repo.name, sha)
+    return (found[0]["state"], found[0]["description"]) if found else ("", "")
+
+
+def test_a_push_is_built_and_a_bad_one_says_why(hooked: StageRepoFixture, airflow: AirflowDouble) -> None:
+    hooks = Hooks(hooked.settings)
+    bad = hooked.commit_files("Bad", {**GOOD, "main.py": MAIN + "def f(:\n"})
+    hooked.push()
+    wait_for(lambda: status(hooked, bad)[0] == "failure", "failure")
+    assert "main.py:3: invalid syntax" in status(hooked, bad)[1]
+    assert find_build(hooks, hooked.name, bad) is None
+    good = hooked.commit_files("Good", GOOD)
+    hooked.push()
+    wait_for(lambda: find_build(hooks, hooked.name, good), "record")
+    record = find_build(hooks, hooked.name, good)
+    assert record is not None
+    assert (record.commit, record.pusher, set(record.stages)) == (good, "airloom", {Stage.TRAIN})
+    wait_for(lambda: airflow.of(hooked.name), "event")
+    log = hooked.settings.log_dir / "builds" / f"{hooked.name}-{good[:12]}.log"
+    assert "built in" in log.read_text()
+    assert airflow.of(hooked.name) == [{"repo": hooked.name, "commit": good, "pusher": "airloom", "message": "Good"}]
+
+
+def test_data_versions_start_no_build(hooked: StageRepoFixture) -> None:
+    sha = hooked.commit_files("Good", GOOD)
+    hooked.push()
+    hooks = Hooks(hooked.settings)
+    wait_for(lambda: find_build(hooks, hooked.name, sha), "record")
+    folder = hooked.settings.log_dir / "builds"
+    commits = [
+        hooks.git.write_version(
+            hooked.name,
+            parent=sha,
+            files={"main.py": str(number).encode()},
+            tag=f"d/{number}",
+            message="{}",
+            commit_message="m",
+        )
+        for number in range(10)
+    ]
+    wait_for(
+        lambda: (
+            sum(row["ref"].startswith("refs/tags/") and row["state"] == "delivered" for row in deliveries(hooked)) == 10
+        ),
+        "ten deliveries",
+    )
+    assert {path.name for path in folder.glob(f"{hooked.name}-*")} == {f"{hooked.name}-{sha[:12]}.log"}
+    assert all(status(hooked, commit) == ("", "") for commit in commits)
+
+
+def deliveries(repo: StageRepoFixture) -> list[dict[str, str]]:
+    path = repo.settings.data_dir / "git" / ".forge" / "forge.db"
+    with sqlite3.connect(path) as connection:
+        connection.row_factory = sqlite3.Row
+        rows = connection.execute("SELECT * FROM delivery WHERE repo = ?", (f"airloom/{repo.name}",))
+        return [dict(row) for row in rows]
+
+
+def test_many_pushes_end_with_the_last_one_built(hooked: StageRepoFixture, airflow: AirflowDouble) -> None:
+    shas = []
+    for number in range(6):
+        shas.append(hooked.commit_files(f"Change {number}", {**GOOD, "main.py": f"{MAIN}# {number}\n"}))
+        hooked.push()
+    hooks = Hooks(hooked.settings)
+    wait_for(lambda: find_build(hooks, hooked.name, shas[-1]), "record of the last")
+    logs = [path.read_text() for path in (hooked.settings.log_dir / "builds").glob(f"{hooked.name}-*.log")]
+    assert all(text.count("built in") <= 1 for text in logs)
+    wait_for(lambda: status(hooked, shas[-1])[0] == "success", "success")
+    told = [extra["commit"] for extra in airflow.of(hooked.name)]
+    assert told[-1] == shas[-1]
+    assert len(set(told)) == len(told)
+
+
+def test_two_builds_of_one_commit_are_one(hooked: StageRepoFixture) -> None:
+    sha = hooked.commit_files("Good", GOOD)
+    git("push", "--quiet", hooked.url, "main:side", cwd=hooked.work)
+    hooks = Hooks(hooked.settings)
+    records = []
+    threads = [
+        threading.Thread(target=lambda: records.append(build(hooks, hooked.name, sha, announce=False)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(record.created for record in records) == [False, False, True]
+
+
+def test_a_build_that_was_killed_with_the_server_is_taken_up(
+    session_settings: Settings, s3_store: ObjectStore, airflow: AirflowDouble, tmp_path: Path
+) -> None:
+    # A git server of its own, beside the store that the tests share.
+    ports = {name: getattr(session_settings, name) for name in ("s3_port", "airflow_port")}
+    own = make_settings(tmp_path / "home", **ports)
+    hooks = Hooks(own)
+    work = tmp_path / "slow"
+    git("init", "--quiet", "-b", "main", str(work), cwd=tmp_path)
+    repo = StageRepoFixture(own, "slow", work)
+    marker = tmp_path / "started"
+    first = f"p = pathlib.Path({str(marker)!r})\nif not p.exists():\n    p.touch()\n    time.sleep(60)\n"
+    slow = f"import pathlib, time\n{first}"
+    with running(git_server.service(own), own.log_dir) as process:
+        hooks.gitbucket.ensure_repo("slow")
+        hooks.gitbucket.ensure_hook("slow", builder.hook_url(own), own.secret("webhook_secret"))
+        sha = repo.commit_files("Slow", {"stages.yaml": STAGES, "main.py": slow + MAIN})
+        repo.push()
+        wait_for(marker.exists, "start of the build")
+        # What the supervisor's guard does: nothing of the platform stays.
+        for pid in (process.pid, *builds_of(sha)):
+            os.killpg(pid, signal.SIGKILL)
+        process.wait()
+    with running(git_server.service(own), own.log_dir):
+        wait_for(lambda: find_build(hooks, "slow", sha), "record")
+        wait_for(lambda: status(repo, sha)[0] == "success", "success")
+
+
+def builds_of(sha: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if sha.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def test_a_dependency_that_does_not_exist_fails_the_command(hooked: StageRepoFixture) -> None:
+    sha = hooked.commit_files("Bad", {**GOOD, "main.py": "import no_such_package\n"})
+    git("push", "--quiet", hooked.url, "main:side", cwd=hooked.work)
+    with pytest.raises(BuildFailedError, match="no_such_package"):
+        build(Hooks(hooked.settings), hooked.name, sha)
+    assert status(hooked, sha)[0] == "failure"
