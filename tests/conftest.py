@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from airloom.settings import SECRET_NAMES, Settings
-from tests.fixtures.services import free_port
+from tests.fixtures.services import free_port, free_range
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def make_settings(folder: Path, **overrides: object) -> Settings:
     """Settings with secrets, ports and a home that belong to one test alone."""
-    first = free_port()
+    first, internal = free_port(), free_range(20)
     values: dict[str, object] = {
         "project": ROOT,
         "home": folder,
@@ -41,6 +41,7 @@ def make_settings(folder: Path, **overrides: object) -> Settings:
         "airflow_port": free_port(),
         "gateway_port": free_port(),
         "serving_ports": f"{first}-{min(first + 19, 65535)}",
+        "internal_ports": f"{internal}-{internal + 19}",
         **overrides,
     }
     settings = Settings(_env_file=None, **values)

@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     git_owner: str = "airloom"
     git_user: str = "airloom"
     s3_region: str = "us-east-1"
+    s3_quota_mib: int = Field(default=0, ge=0)
     bucket_raw: str = "raw"
     bucket_dvc: str = "dvc"
     bucket_mlflow: str = "mlflow"
@@ -169,6 +170,20 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """SQLAlchemy URL of the prediction log and the ledger of task outcomes."""
         return self.database_url or f"sqlite:///{self.data_dir / 'ledger' / 'ledger.db'}"
+
+    def internal_port(self, number: int) -> int:
+        """The port at this offset of `internal_ports`: 0-9 are the object store's, 10-19 Airflow's.
+
+        Raises:
+            ConfigError: the range ends before it.
+        """
+        first, last = (int(part) for part in self.internal_ports.split("-"))
+        if not 0 <= number <= last - first:
+            raise ConfigError(
+                f"AIRLOOM_INTERNAL_PORTS is {self.internal_ports!r}, which has no port number {number}",
+                hint="give it a range of at least 20 ports, such as 8130-8149",
+            )
+        return first + number
 
     @cached_property
     def instance_id(self) -> str:

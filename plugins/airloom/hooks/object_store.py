@@ -1,0 +1,415 @@
+"""The object store: any server that speaks S3."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airloom.contract.digest import canonical_json
+from airloom.errors import AirloomError, ConfigError, ConflictError, ContractError, NotFoundError, StorageFullError
+from airloom.hooks.s3_errors import FULL_HINT, code_and_message, error_of, unreachable
+from airloom.hooks.s3_http import Response, S3Http
+from airloom.settings import Settings
+
+if TYPE_CHECKING:
+    from minio import Minio
+
+T = TypeVar("T")
+
+DEFAULT_RETRY_SECONDS = 10.0
+THREADS = 16
+SINGLE_PUT_MAX_BYTES = 64 * 2**20  # larger files go in parts
+PART_BYTES = 32 * 2**20
+ROOM_NEEDED_BYTES = 32 * 2**20
+STATUS_PORT = 1  # offset in AIRLOOM_INTERNAL_PORTS at which the embedded store tells how much room it has
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing. `version_id` is None where the bucket keeps no versions."""
+
+    key: str
+    etag: str
+    size_bytes: int
+    version_id: str | None = None
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """`s3://bucket/key` → (bucket, key).
+
+    Raises:
+        ConfigError: it is no such address.
+    """
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket:
+        raise ConfigError(f"{uri!r} is not an address in the object store", hint="expected s3://<bucket>/<key>")
+    return bucket, key
+
+
+class ObjectStore:
+    """Reads and writes objects, many at a time. Safe to share between threads.
+
+    Every method raises AuthError (the key was refused), NotFoundError (no such bucket or object), StorageFullError (no
+    room left) and UnavailableError (no answer, also after trying again for `retry_seconds`).
+
+    Args:
+        room: says why there is no room left, or None; asked when a write fails for a reason the server does not give.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint_url: str,
+        access_key: str,
+        secret_key: str,
+        region: str = "us-east-1",
+        retry_seconds: float = DEFAULT_RETRY_SECONDS,
+        threads: int = THREADS,
+        room: Callable[[str], str | None] = lambda bucket: None,
+    ) -> None:
+        self.endpoint_url = endpoint_url
+        self.access_key = access_key
+        self._secret_key = secret_key
+        self._region = region
+        self._retry_seconds = retry_seconds
+        self._threads = threads
+        self._room = room
+        self._http = S3Http(
+            endpoint_url=endpoint_url, access_key=access_key, secret_key=secret_key, region=region, connections=threads
+        )
+        self._minio: Minio | None = None
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, *, user: str = "airloom", retry_seconds: float = DEFAULT_RETRY_SECONDS
+    ) -> ObjectStore:
+        """With the key of `user`: airloom, mlflow or admin. Only admin may make buckets."""
+        return cls(
+            endpoint_url=settings.s3_endpoint_url,
+            access_key=user,
+            secret_key=settings.secret(f"s3_{user}_secret"),
+            region=settings.s3_region,
+            retry_seconds=retry_seconds,
+            # Only the embedded store's disk and status can be looked at.
+            room=(lambda bucket: None) if settings.s3_url else (lambda bucket: _no_room(settings, bucket)),
+        )
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self.endpoint_url!r}, access_key={self.access_key!r})"
+
+    split_uri = staticmethod(split_uri)
+
+    # Single objects
+
+    def put_bytes(
+        self,
+        bucket: str,
+        key: str,
+        content: bytes,
+        *,
+        media_type: str = "application/octet-stream",
+        if_none_match: bool = False,
+    ) -> ObjectInfo:
+        """Write an object, whole or not at all.
+
+        Raises:
+            ConflictError: `if_none_match` is set and the object exists.
+        """
+        headers = {"content-type": media_type}
+        if if_none_match:
+            headers["if-none-match"] = "*"
+        tries = 0
+
+        def put() -> Response:
+            nonlocal tries
+            tries += 1
+            return self._send("PUT", bucket, key, body=content, headers=headers)
+
+        try:
+            answer = self._retrying(put)
+        except ConflictError:
+            # Did an earlier try write it, and only its answer got lost?
+            if tries > 1 and (self.info(bucket, key) or ObjectInfo(key, "", -1)).etag == _md5(content):
+                return ObjectInfo(key, _md5(content), len(content))
+            raise
+        return ObjectInfo(key, answer.etag, len(content), answer.headers.get("x-amz-version-id"))
+
+    def get_bytes(self, bucket: str, key: str, *, version_id: str | None = None) -> bytes:
+        """Read an object."""
+        return self._retrying(lambda: self._send("GET", bucket, key, query=_version_query(version_id))).body
+
+    def put_json(self, bucket: str, key: str, value: Any, *, if_none_match: bool = False) -> ObjectInfo:
+        """Write a value as JSON: sorted keys, no spaces.
+
+        Raises:
+            ConflictError: see `put_bytes`.
+        """
+        content = (canonical_json(value) + "\n").encode()
+        return self.put_bytes(bucket, key, content, media_type="application/json", if_none_match=if_none_match)
+
+    def get_json(self, bucket: str, key: str) -> Any:
+        """Read a JSON value.
+
+        Raises:
+            ContractError: the object is no JSON.
+        """
+        import json
+
+        try:
+            return json.loads(self.get_bytes(bucket, key))
+        except ValueError as error:
+            raise ContractError(f"s3://{bucket}/{key} is not valid JSON: {error}") from error
+
+    def info(self, bucket: str, key: str) -> ObjectInfo | None:
+        """An object's size and ETag; None when there is none."""
+        try:
+            answer = self._retrying(lambda: self._send("HEAD", bucket, key))
+        except NotFoundError:
+            return None
+        size = int(answer.headers.get("Content-Length", 0))
+        return ObjectInfo(key, answer.etag, size, answer.headers.get("x-amz-version-id"))
+
+    def exists(self, bucket: str, key: str) -> bool:
+        """Whether there is such an object."""
+        return self.info(bucket, key) is not None
+
+    def remove(self, bucket: str, key: str) -> None:
+        """Delete an object, if there is one."""
+        with suppress(NotFoundError):
+            self._retrying(lambda: self._send("DELETE", bucket, key))
+
+    def upload(self, bucket: str, key: str, path: Path) -> None:
+        """Write a file's content as an object. Up to 64 MiB its ETag is the content's MD5."""
+        if path.stat().st_size <= SINGLE_PUT_MAX_BYTES:
+            self._retrying(lambda: self._send("PUT", bucket, key, body=path))
+        else:
+            self._call(
+                f"s3://{bucket}/{key}",
+                lambda client: client.fput_object(bucket, key, str(path), part_size=PART_BYTES),
+                bucket=bucket,
+            )
+
+    def download(self, bucket: str, key: str, path: Path, *, version_id: str | None = None) -> None:
+        """Read an object into a file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+        def get() -> None:
+            answer = self._send("GET", bucket, key, query=_version_query(version_id), stream=True)
+            stream = answer.stream
+            if stream is None:  # pragma: no cover - a good answer to a streamed request has one
+                raise RuntimeError("no stream")
+            try:
+                with temporary.open("wb") as file:
+                    shutil.copyfileobj(stream, file, 2**20)
+            finally:
+                stream.release_conn()
+
+        try:
+            self._retrying(get)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    # Many objects
+
+    def upload_many(self, bucket: str, files: Iterable[tuple[str, Path]]) -> None:
+        """`upload` each (key, file), many at a time. The first error stops the rest."""
+        self._each(lambda pair: self.upload(bucket, pair[0], pair[1]), files)
+
+    def download_many(self, bucket: str, files: Iterable[tuple[str, str | None, Path]]) -> None:
+        """`download` each (key, version, file), many at a time. The first error stops the rest."""
+        self._each(lambda part: self.download(bucket, part[0], part[2], version_id=part[1]), files)
+
+    def remove_many(self, bucket: str, keys: Iterable[str]) -> None:
+        """`remove` each, many at a time."""
+        self._each(lambda key: self.remove(bucket, key), keys)
+
+    def list(self, bucket: str, prefix: str = "", *, versions: bool = False) -> Iterator[ObjectInfo]:
+        """All objects below a prefix, in the order of their keys.
+
+        Args:
+            versions: with the id of each object's newest version, where the bucket keeps versions; costs 3 times as
+                much.
+        """
+        found = self._call(
+            f"s3://{bucket}/{prefix}",
+            lambda client: list(client.list_objects(bucket, prefix, recursive=True, include_version=versions)),
+            bucket=bucket,
+        )
+        for entry in found:
+            if entry.is_delete_marker or entry.is_dir or (versions and str(entry.is_latest).lower() == "false"):
+                continue
+            version = None if entry.version_id in {None, "", "null"} else entry.version_id
+            yield ObjectInfo(entry.object_name, (entry.etag or "").strip('"'), entry.size or 0, version)
+
+    # Buckets
+
+    def ensure_bucket(self, name: str, *, versioned: bool = False) -> None:
+        """Make a bucket unless it exists, and let it keep versions if wanted."""
+        from minio.error import S3Error
+
+        def ensure(client: Minio) -> None:
+            if not client.bucket_exists(name):
+                try:
+                    client.make_bucket(name)
+                except S3Error as error:
+                    if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                        raise
+            if versioned:
+                from minio.versioningconfig import ENABLED, VersioningConfig
+
+                if client.get_bucket_versioning(name).status != ENABLED:
+                    client.set_bucket_versioning(name, VersioningConfig(ENABLED))
+
+        self._call(f"s3://{name}", ensure, bucket=name)
+
+    def is_versioned(self, bucket: str) -> bool:
+        """Whether the bucket keeps versions."""
+        status = self._call(f"s3://{bucket}", lambda client: client.get_bucket_versioning(bucket).status, bucket=bucket)
+        return bool(status == "Enabled")
+
+    # How requests are sent
+
+    def _send(
+        self,
+        method: str,
+        bucket: str,
+        key: str,
+        *,
+        body: bytes | Path | None = None,
+        headers: dict[str, str] | None = None,
+        query: str = "",
+        stream: bool = False,
+    ) -> Response:
+        from urllib3.exceptions import HTTPError
+
+        try:
+            answer = self._http.request(method, bucket, key, body=body, headers=headers, query=query, stream=stream)
+        except (HTTPError, ConnectionError) as error:
+            raise unreachable(self.endpoint_url, error) from error
+        if answer.status < 300:
+            return answer
+        code, message = code_and_message(answer.status, answer.body)
+        raise self._error(answer.status, code, message, f"s3://{bucket}/{key}", bucket, writes=method == "PUT")
+
+    def _error(self, status: int, code: str, message: str, what: str, bucket: str, *, writes: bool) -> AirloomError:
+        if writes and status >= 500:
+            reason = self._room(bucket)
+            if reason:
+                return StorageFullError(
+                    f"the object store at {self.endpoint_url} is full ({reason}): {what} was not written",
+                    hint=FULL_HINT,
+                )
+        return error_of(
+            status=status,
+            code=code,
+            message=message,
+            what=what,
+            user=self.access_key,
+            endpoint_url=self.endpoint_url,
+        )
+
+    def _call(self, what: str, action: Callable[[Minio], T], *, bucket: str) -> T:
+        """Something that the `minio` client does, with its errors made Airloom's."""
+        from minio.error import InvalidResponseError, S3Error, ServerError
+        from urllib3.exceptions import HTTPError
+
+        def call() -> T:
+            try:
+                return action(self._client())
+            except S3Error as error:
+                status = error.response.status if error.response else 500
+                raise self._error(
+                    status, error.code or "", error.message or "", what, bucket, writes=status >= 500
+                ) from error
+            except (InvalidResponseError, ServerError) as error:
+                status = getattr(error, "status_code", None) or 500
+                raise self._error(status, f"HTTP {status}", str(error), what, bucket, writes=True) from error
+            except (HTTPError, ConnectionError) as error:
+                raise unreachable(self.endpoint_url, error) from error
+
+        return self._retrying(call)
+
+    def _retrying(self, action: Callable[[], T]) -> T:
+        """Do it again while the error says that this may help, for `retry_seconds` in all."""
+        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+        if not self._retry_seconds:
+            return action()
+        try:
+            return action()
+        except AirloomError as error:
+            if not error.retryable:
+                raise
+        return Retrying(
+            stop=stop_after_delay(self._retry_seconds),
+            wait=wait_random_exponential(multiplier=0.3, max=2.0),
+            retry=retry_if_exception(lambda error: isinstance(error, AirloomError) and error.retryable),
+            reraise=True,
+        )(action)
+
+    def _each(self, action: Callable[[T], None], items: Iterable[T]) -> None:
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="object-store")
+        try:
+            for _ in pool.map(action, items):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _client(self) -> Minio:
+        if self._minio is None:
+            import urllib3
+            from minio import Minio
+
+            scheme, _, host = self.endpoint_url.partition("://")
+            self._minio = Minio(
+                host,
+                self.access_key,
+                self._secret_key,
+                secure=scheme == "https",
+                region=self._region,
+                http_client=urllib3.PoolManager(
+                    maxsize=self._threads, retries=False, timeout=urllib3.Timeout(connect=5.0, read=120.0)
+                ),
+            )
+        return self._minio
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _version_query(version_id: str | None) -> str:
+    return f"versionId={version_id}" if version_id else ""
+
+
+def _no_room(settings: Settings, bucket: str) -> str | None:
+    """Why the embedded store cannot take more, in words; None when it could, or when nobody knows."""
+    import json
+    import urllib.request
+
+    folder = settings.data_dir / "s3"
+    with suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        if free < ROOM_NEEDED_BYTES:
+            return f"{free // 2**20} MiB free on the disk of {folder}"
+    address = f"http://{settings.bind_host}:{settings.internal_port(STATUS_PORT)}/dir/status"
+    try:
+        with urllib.request.urlopen(address, timeout=2) as answer:
+            topology = json.load(answer)["Topology"]
+        writable = [layout for layout in topology["Layouts"] if layout["collection"] == bucket and layout["writables"]]
+        if topology["Free"] == 0 and not writable:
+            return f"all {topology['Max']} volumes of its room are in use"
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
