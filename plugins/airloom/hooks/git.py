@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import base64
-import fcntl
-import os
 import re
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -27,6 +22,7 @@ from airloom.errors import (
     UnavailableError,
 )
 from airloom.hooks.git_command import git_environment, git_error, run_git
+from airloom.hooks.git_mirror import ensure_mirror, last_fetch, locked, note_fetch, scratch
 from airloom.hooks.git_tree import export_tree
 from airloom.settings import Settings
 
@@ -40,7 +36,6 @@ _TAG_FORMAT = "%00".join(
     ("%(refname:strip=2)", "%(objectname)", "%(*objectname)", "%(creatordate:unix)", "%(contents)", "")
 )
 _ATTEMPTS = 5
-_LEFTOVER_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -106,15 +101,15 @@ class GitRemote:
         """
         asked = time.clock_gettime(time.CLOCK_MONOTONIC)  # one clock for all processes of the machine
         mirror = self._mirror(repo)
-        with self._locked(mirror) as lock:
+        with locked(mirror) as lock:
             # Who waited for another's fetch that began later than the question has its answer already.
-            if _read_time(lock) >= asked:
+            if last_fetch(lock) >= asked:
                 return
             started = time.clock_gettime(time.CLOCK_MONOTONIC)
             refspecs = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
             arguments = ("fetch", "--quiet", "--prune", "--no-write-fetch-head", self.clone_url(repo), *refspecs)
             self._remote(repo, arguments, mirror, lock)
-            os.pwrite(lock, f"{started:020.6f}".encode(), 0)
+            note_fetch(lock, started)
 
     def head(self, repo: str, branch: str = "main") -> str:
         """The commit that a branch of the server points at now.
@@ -253,10 +248,10 @@ class GitRemote:
         self, mirror: Path, parent: str, files: Mapping[str, bytes], commit_message: str, stamp: str
     ) -> str:
         names = [_checked_path(name) for name in files]
-        with self._scratch(mirror) as scratch:
+        with scratch(mirror) as folder:
             # An index of its own: no lock is shared with anyone.
             environment = git_environment(
-                GIT_INDEX_FILE=str(scratch / "index"),
+                GIT_INDEX_FILE=str(folder / "index"),
                 GIT_AUTHOR_NAME=NAME,
                 GIT_AUTHOR_EMAIL=EMAIL,
                 GIT_AUTHOR_DATE=stamp,
@@ -269,7 +264,7 @@ class GitRemote:
                 return run_git(arguments, git_dir=mirror, environment=environment, stdin=stdin).stdout.decode().strip()
 
             git("read-tree", parent)
-            paths = [scratch / f"blob{number}" for number in range(len(names))]
+            paths = [folder / f"blob{number}" for number in range(len(names))]
             for path, content in zip(paths, files.values(), strict=True):
                 path.write_bytes(content)
             listed = "".join(f"{path}\n" for path in paths).encode()
@@ -308,40 +303,7 @@ class GitRemote:
 
     def _mirror(self, repo: str) -> Path:
         self.clone_url(repo)  # refuses what is no name
-        mirror = self._mirrors / f"{repo}.git"
-        if not mirror.exists():
-            self._mirrors.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(prefix=f".{repo}.", dir=self._mirrors))
-            run_git(("init", "--quiet", "--bare", "-b", "main", str(made)))
-            run_git(("config", "gc.autoDetach", "false"), git_dir=made)
-            try:
-                made.rename(mirror)
-            except OSError:  # another process was faster
-                shutil.rmtree(made, ignore_errors=True)
-        return mirror
-
-    @contextmanager
-    def _locked(self, mirror: Path) -> Iterator[int]:
-        descriptor = os.open(mirror.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Only a holder of this lock changes refs, so that git's own locks found now are a dead one's.
-            for pattern in ("*.lock", "refs/**/*.lock"):
-                for stale in mirror.glob(pattern):
-                    stale.unlink(missing_ok=True)
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
-    def _scratch(self, mirror: Path) -> Iterator[Path]:
-        parent = mirror / "airloom"
-        parent.mkdir(exist_ok=True)
-        for leftover in parent.iterdir():  # of writers that were killed
-            if time.time() - _modified(leftover) > _LEFTOVER_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=parent) as folder:
-            yield Path(folder)
+        return ensure_mirror(self._mirrors, repo)
 
     def _has_commit(self, mirror: Path, sha: str) -> bool:
         return run_git(("cat-file", "-e", f"{sha}^{{commit}}"), git_dir=mirror, check=False).returncode == 0
@@ -413,17 +375,3 @@ def _checked_path(name: str) -> str:
 
 def _text(message: str) -> str:
     return message.replace("\0", "").strip("\n") + "\n"
-
-
-def _read_time(descriptor: int) -> float:
-    try:
-        return float(os.pread(descriptor, 64, 0) or b"0")
-    except ValueError:
-        return 0.0
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return time.time()
