@@ -332,9 +332,8 @@ def show(table: dict[str, dict[str, dict[str, float]]], servers: list[Server]) -
                 f"{name:22}{values['requests_per_second']:9.1f}{values['p50_ms']:9.2f}{values['p99_ms']:9.2f}"
                 f"{values['rate_ratio']:9.2f}{values['p50_ratio']:8.2f}{values['p99_ratio']:8.2f}{values['failures']:8.0f}"
             )
-    print(
-        f"\nx: ratio to {BASELINE}. The peers record nothing; every answer of Airloom is in its journal before it is sent."
-    )
+    print(f"\nx: ratio to {BASELINE}.")
+    print("The peers record nothing; every answer of Airloom is in its journal before it is sent.")
     for server in servers:
         print(f"{server.name}: {server.note}")
 

@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from airloom.errors import AirloomError, ConflictError
+from airloom.contract.errors import AirloomError, ConflictError
 from serving.batcher import MicroBatcher
 from serving.drain import Drainer
 from serving.engine import Engine, Job

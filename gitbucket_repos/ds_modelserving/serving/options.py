@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, ValidationError
 
 from airloom.contract import Frozen, StageRequest
-from airloom.errors import ContractError
+from airloom.contract.errors import ContractError
 
 PORT_VARIABLE = "AIRLOOM_PORT"
 DATABASE_VARIABLE = "AIRLOOM_PREDICTION_DB"

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from airloom.contract import Release, sha256_tree
+from airloom.contract.errors import AirloomError, ConflictError, ContractError, NotFoundError
 from airloom.contract.model import MODEL_FILE, ModelCard, load_predictor
 from airloom.contract.predictor import Predictor
-from airloom.errors import AirloomError, ConflictError, ContractError, NotFoundError
 
 log = logging.getLogger(__name__)
 

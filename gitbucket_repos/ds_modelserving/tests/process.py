@@ -16,7 +16,7 @@ import httpx
 from airloom.contract import Stage, StageRequest
 
 REPO = Path(__file__).resolve().parent.parent
-TOKEN = "token-for-tests"  # noqa: S105
+TOKEN = "token-for-tests"
 
 
 def free_port() -> int:

@@ -159,7 +159,10 @@ def test_a_taken_port_and_a_wrong_parameter_end_it_with_the_reason(tmp_path: Pat
     with ServingProcess(tmp_path / "a", bundle) as serving:
         second = ServingProcess(tmp_path / "b", bundle)
         second.port = serving.port
-        assert second.start().end(seconds=20) in (ExitCode.BAD_DATA, -signal.SIGTERM)
+        second.start()
+        assert second.process is not None
+        assert second.process.wait(20) == ExitCode.BAD_DATA
+        assert str(serving.port) in json.loads(second.result.read_text())["error"]
     third = ServingProcess(tmp_path / "c", bundle, max_upload_bytes=-1)
     third.port = free_port()
     third.start()
