@@ -9,14 +9,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from airloom.contract.digest import canonical_json
 from airloom.errors import AirloomError, ConfigError, ConflictError, ContractError, NotFoundError, StorageFullError
 from airloom.hooks.s3_errors import FULL_HINT, code_and_message, error_of, unreachable
 from airloom.hooks.s3_http import Response, S3Http
+from airloom.hooks.s3_listing import ObjectInfo, Page, parse_page
 from airloom.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,18 +29,10 @@ DEFAULT_RETRY_SECONDS = 10.0
 THREADS = 16
 SINGLE_PUT_MAX_BYTES = 64 * 2**20  # larger files go in parts
 PART_BYTES = 32 * 2**20
+__all__ = ["ObjectInfo", "ObjectStore", "split_uri"]
+
 ROOM_NEEDED_BYTES = 32 * 2**20
 STATUS_PORT = 1  # offset in AIRLOOM_INTERNAL_PORTS at which the embedded store tells how much room it has
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """One object of a listing. `version_id` is None where the bucket keeps no versions."""
-
-    key: str
-    etag: str
-    size_bytes: int
-    version_id: str | None = None
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -230,6 +223,11 @@ class ObjectStore:
         """`download` each (key, version, file), many at a time. The first error stops the rest."""
         self._each(lambda part: self.download(bucket, part[0], part[2], version_id=part[1]), files)
 
+    def info_many(self, bucket: str, keys: Iterable[str]) -> list[ObjectInfo | None]:
+        """`info` of each, many at a time, in their order."""
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="object-store") as pool:
+            return [*pool.map(lambda key: self.info(bucket, key), keys)]
+
     def remove_many(self, bucket: str, keys: Iterable[str]) -> None:
         """`remove` each, many at a time."""
         self._each(lambda key: self.remove(bucket, key), keys)
@@ -238,19 +236,21 @@ class ObjectStore:
         """All objects below a prefix, in the order of their keys.
 
         Args:
-            versions: with the id of each object's newest version, where the bucket keeps versions; costs 3 times as
-                much.
+            versions: with the id of each object's newest version, where the bucket keeps versions; costs more.
         """
-        found = self._call(
-            f"s3://{bucket}/{prefix}",
-            lambda client: list(client.list_objects(bucket, prefix, recursive=True, include_version=versions)),
-            bucket=bucket,
-        )
-        for entry in found:
-            if entry.is_delete_marker or entry.is_dir or (versions and str(entry.is_latest).lower() == "false"):
-                continue
-            version = None if entry.version_id in {None, "", "null"} else entry.version_id
-            yield ObjectInfo(entry.object_name, (entry.etag or "").strip('"'), entry.size or 0, version)
+        marker: dict[str, str] = {}
+        while True:
+            page = self._page(bucket, {**({"versions": ""} if versions else {"list-type": "2"}), **marker}, prefix)
+            yield from page.objects
+            if not page.next:
+                return
+            marker = page.next
+
+    def _page(self, bucket: str, query: dict[str, str], prefix: str) -> Page:
+        query = {**query, "prefix": prefix, "max-keys": "1000"}
+        encoded = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
+        answer = self._retrying(lambda: self._send("GET", bucket, "", query=encoded))
+        return parse_page(answer.body)
 
     # Buckets
 

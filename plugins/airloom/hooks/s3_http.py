@@ -1,7 +1,7 @@
 """Signed S3 requests for objects, over kept connections.
 
 The `minio` client reads a whole body into memory, offers no conditional writes, and spends more time on a small
-object than the store does. So single objects go this way; listings, buckets and multipart uploads go through `minio`.
+object than the store does. So objects and listings go this way; buckets and uploads in parts go through `minio`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class S3Http:
         Raises:
             urllib3.exceptions.HTTPError: no answer, or not a whole one.
         """
-        path = f"/{bucket}/{quote(key, safe='/-_.~')}"
+        path = f"/{bucket}/{quote(key, safe='/-_.~')}"  # the bucket itself for an empty key
         if isinstance(body, Path):
             with body.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
