@@ -152,11 +152,13 @@ class GraphReader:
             message = {}
         key = self._data_version(pipeline, tag.name, _tag_detail(message))
         run_id = message.get("run_id")
-        if run_id:
-            self.graph.link(self._run(pipeline, str(run_id)), key)
-        code_commit = message.get("code_commit")
-        if code_commit and pipeline in self._tag_repos:
-            self.graph.link(self._commit(self._tag_repos[pipeline], str(code_commit)), key)
+        if not run_id:
+            return
+        run = self._run(pipeline, str(run_id))
+        self.graph.link(run, key)
+        code = message.get("code")
+        for repo, commit in code.items() if isinstance(code, dict) else ():
+            self.graph.link(self._commit(str(repo), str(commit)), run)
 
     def _add_version(self, version: ModelVersionInfo) -> None:
         tags = version.tags
@@ -285,7 +287,9 @@ def _valid(model: type[Any], values: Iterable[Any]) -> Iterable[Any]:
 
 
 def _tag_detail(message: dict[str, Any]) -> str:
-    shown = [f"{name} {message[name]}" for name in ("files", "size_bytes", "md5") if name in message]
+    rows = message.get("rows")
+    shown = [f"{split} {count}" for split, count in rows.items()] if isinstance(rows, dict) else []
+    shown += [f"{name} {message[name]}" for name in ("files", "size_bytes", "md5") if name in message]
     return ", ".join(shown)
 
 

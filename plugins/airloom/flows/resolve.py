@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PLAN_FILE = "plan.json"
+PLAN_COPY = "data/plan.json"
 MAIN = "main"
 
 # A revision that git could take for an option, or that spans lines, is none.
@@ -175,16 +177,22 @@ def _plan_of_tag(hooks: Hooks, spec: PipelineSpec, tag: str) -> RunPlan:
             f"reproduce: {tag!r} is a version of {parsed.pipeline}, not of {spec.name}",
             hint=f"run {parsed.pipeline} instead, or name a tag that starts with {spec.name}/",
         )
-    info = hooks.git.read_tag(spec.stages[Stage.PREPROCESS].repo, tag)
+    repo = spec.stages[Stage.PREPROCESS].repo
+    info = hooks.git.read_tag(repo, tag)
     try:
-        message = json.loads(info.message)
-        uri = str(message["plan"])
+        uri = str(json.loads(info.message)["plan"])
     except (ValueError, KeyError, TypeError) as error:
         raise ContractError(
             f"the message of the tag {tag!r} is no JSON with a plan, found {info.message[:100]!r}",
             hint="only tags that Airloom wrote can be reproduced",
         ) from error
-    return load_plan(hooks, uri)
+    try:
+        return load_plan(hooks, uri)
+    except NotFoundError:
+        # The tag's commit holds a copy, in case that old runs were cleared from the store.
+        with suppress(NotFoundError, ValidationError):
+            return RunPlan.model_validate_json(hooks.git.read_file(repo, info.commit, PLAN_COPY))
+        raise
 
 
 def _spec_of_then(spec: PipelineSpec, earlier: RunPlan) -> PipelineSpec:
