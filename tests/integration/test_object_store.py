@@ -1,5 +1,7 @@
 """The object store hook against a real server."""
 
+# ruff: noqa: F811 - pytest's fixtures are imported by name and asked for by name
+
 from __future__ import annotations
 
 import hashlib
@@ -26,7 +28,7 @@ BUCKET = "airloom"
     "key", ["plain.txt", "deep/er/x", "with space + and % and ?&=#.txt", "ümläut-漢字.png", "~tilde*'()!"]
 )
 @pytest.mark.parametrize("content", [b"", b"x", b"abc" * 100_000], ids=["empty", "one byte", "300 kB"])
-def test_bytes_come_back_under_any_name(s3_store: ObjectStore, key: str, content: bytes) -> None:  # noqa: F811
+def test_bytes_come_back_under_any_name(s3_store: ObjectStore, key: str, content: bytes) -> None:
     key = f"names/{key}"
     written = s3_store.put_bytes(BUCKET, key, content)
     assert s3_store.get_bytes(BUCKET, key) == content
@@ -37,7 +39,7 @@ def test_bytes_come_back_under_any_name(s3_store: ObjectStore, key: str, content
     s3_store.remove(BUCKET, key)
 
 
-def test_json_comes_back_and_other_things_are_refused(s3_store: ObjectStore) -> None:  # noqa: F811
+def test_json_comes_back_and_other_things_are_refused(s3_store: ObjectStore) -> None:
     s3_store.put_json(BUCKET, "json/a.json", {"b": [1, None, "ä"], "a": 2.5})
     assert s3_store.get_json(BUCKET, "json/a.json") == {"a": 2.5, "b": [1, None, "ä"]}
     s3_store.put_bytes(BUCKET, "json/b.json", b"{")
@@ -45,7 +47,7 @@ def test_json_comes_back_and_other_things_are_refused(s3_store: ObjectStore) -> 
         s3_store.get_json(BUCKET, "json/b.json")
 
 
-def test_of_many_conditional_writers_exactly_one_wins(s3_store: ObjectStore) -> None:  # noqa: F811
+def test_of_many_conditional_writers_exactly_one_wins(s3_store: ObjectStore) -> None:
     barrier = threading.Barrier(8)
 
     def write(writer: int) -> list[str]:
@@ -66,7 +68,7 @@ def test_of_many_conditional_writers_exactly_one_wins(s3_store: ObjectStore) -> 
         assert s3_store.get_bytes(BUCKET, f"race/{number}") == f"{writer}".encode()
 
 
-def test_files_go_and_come_many_at_a_time(s3_store: ObjectStore, tmp_path: Path) -> None:  # noqa: F811
+def test_files_go_and_come_many_at_a_time(s3_store: ObjectStore, tmp_path: Path) -> None:
     files = []
     for number in range(60):
         path = tmp_path / f"{number}.bin"
@@ -83,7 +85,7 @@ def test_files_go_and_come_many_at_a_time(s3_store: ObjectStore, tmp_path: Path)
     assert list(missing.parent.glob("*missing*")) == []
 
 
-def test_a_file_larger_than_one_put_arrives_whole(s3_store: ObjectStore, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_larger_than_one_put_arrives_whole(s3_store: ObjectStore, tmp_path: Path) -> None:
     path, back = tmp_path / "large", tmp_path / "back"
     path.write_bytes(b"0123456789abcdef" * (SINGLE_PUT_MAX_BYTES // 16 + 1))
     s3_store.upload(BUCKET, "large", path)
@@ -92,7 +94,7 @@ def test_a_file_larger_than_one_put_arrives_whole(s3_store: ObjectStore, tmp_pat
     s3_store.remove(BUCKET, "large")
 
 
-def test_an_old_version_can_be_read_after_it_was_replaced(s3_store: ObjectStore) -> None:  # noqa: F811
+def test_an_old_version_can_be_read_after_it_was_replaced(s3_store: ObjectStore) -> None:
     assert s3_store.is_versioned("raw")
     assert not s3_store.is_versioned(BUCKET)
     s3_store.put_bytes("raw", "versions/a", b"old")
@@ -106,7 +108,7 @@ def test_an_old_version_can_be_read_after_it_was_replaced(s3_store: ObjectStore)
     assert s3_store.get_bytes("raw", "versions/a", version_id=new.version_id) == b"newer"
 
 
-def test_each_key_reaches_its_own_buckets_only(s3_store: ObjectStore, session_settings: Settings) -> None:  # noqa: F811
+def test_each_key_reaches_its_own_buckets_only(s3_store: ObjectStore, session_settings: Settings) -> None:
     mlflow = ObjectStore.from_settings(session_settings, user="mlflow")
     mlflow.put_bytes("mlflow", "x", b"x")
     with pytest.raises(AuthError, match="'mlflow' may not do this with s3://airloom/x"):
@@ -117,7 +119,7 @@ def test_each_key_reaches_its_own_buckets_only(s3_store: ObjectStore, session_se
         s3_store.ensure_bucket("another")
 
 
-def test_a_wrong_password_is_named_without_being_shown(s3_store: ObjectStore) -> None:  # noqa: F811
+def test_a_wrong_password_is_named_without_being_shown(s3_store: ObjectStore) -> None:
     wrong = ObjectStore(endpoint_url=s3_store.endpoint_url, access_key="airloom", secret_key="guessed-it")
     for call in (
         lambda: wrong.put_bytes(BUCKET, "x", b"x"),
@@ -131,7 +133,7 @@ def test_a_wrong_password_is_named_without_being_shown(s3_store: ObjectStore) ->
         assert "guessed-it" not in str(caught.value) + repr(wrong)
 
 
-def test_a_missing_bucket_is_named(session_settings: Settings, s3_store: ObjectStore) -> None:  # noqa: F811
+def test_a_missing_bucket_is_named(session_settings: Settings, s3_store: ObjectStore) -> None:
     admin = ObjectStore.from_settings(session_settings, user="admin")
     with pytest.raises(NotFoundError, match="has no bucket 'nowhere'"):
         admin.put_bytes("nowhere", "x", b"x")

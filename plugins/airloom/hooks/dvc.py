@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from airloom.errors import ContractError, ServiceError
+from airloom.errors import ContractError, NotFoundError, ServiceError
 from airloom.hooks.object_store import SINGLE_PUT_MAX_BYTES, ObjectInfo, ObjectStore
 from airloom.settings import Settings
 
