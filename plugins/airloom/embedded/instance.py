@@ -183,6 +183,19 @@ def memory_by_service(settings: Settings) -> dict[str, int]:
     return total
 
 
+def supervisor_memory_bytes(pid: int) -> int:
+    """Proportional set size of the supervisor and its guard."""
+    total = 0
+    try:
+        total += pss_bytes(pid)
+        for child in psutil.Process(pid).children():
+            if any(part.endswith("guard.py") for part in child.cmdline()):
+                total += pss_bytes(child.pid)
+    except (OSError, psutil.Error):  # ended meanwhile
+        pass
+    return total
+
+
 def pss_bytes(pid: int) -> int:
     """Memory of one process, with pages that it shares counted in proportion.
 

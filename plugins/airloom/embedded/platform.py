@@ -12,12 +12,10 @@ def services(settings: Settings) -> list[Service]:
     Raises:
         ConfigError: a secret is missing.
     """
-    from airloom.embedded import airflow_server, gateway_server, git_server, mlflow_server, s3_server
+    from airloom.embedded.airflow_server import services as airflow
+    from airloom.embedded.gateway_server import service as gateway
+    from airloom.embedded.git_server import service as git
+    from airloom.embedded.mlflow_server import service as mlflow
+    from airloom.embedded.s3_server import service as s3
 
-    return [
-        s3_server.service(settings),
-        mlflow_server.service(settings),
-        git_server.service(settings),
-        *airflow_server.services(settings),
-        gateway_server.service(settings),
-    ]
+    return [s3(settings), git(settings), *airflow(settings), mlflow(settings), gateway(settings)]

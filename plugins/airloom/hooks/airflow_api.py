@@ -197,6 +197,14 @@ class AirflowApi:
         body = {"asset_id": found[0]["id"], "extra": dict(extra)}
         self._call("POST", "assets/events", json=body, repeat=False)
 
+    def ensure_connection(self, connection_id: str, connection: Mapping[str, Any]) -> None:
+        """Make a connection, or bring the one of that name up to date: `conn_type`, `host`, `login`, `password` …"""
+        body = {"connection_id": connection_id, **connection}
+        try:
+            self._call("POST", "connections", json=body)
+        except ConflictError:
+            self._call("PATCH", f"connections/{_part(connection_id)}", json=body)
+
     def health(self) -> dict[str, dict[str, Any]]:
         """The state of each component, by its name: `metadatabase`, `scheduler`, `dag_processor`, `triggerer`."""
         return dict(self._call("GET", "monitor/health", authenticated=False))

@@ -90,6 +90,14 @@ class GitRemote:
             raise ConfigError(f"{repo!r} is not a repo's name", hint="letters, digits, `_`, `-` and `.`; no slash")
         return f"{self._base_url}/git/{self._owner}/{repo}.git"
 
+    def push(self, repo: str, git_dir: Path, refspec: str) -> None:
+        """Push from a repository of the caller's; never over what is there.
+
+        Raises:
+            ServiceError: the server refused, for instance because the branch has moved; UnavailableError, AuthError.
+        """
+        self._remote(repo, ("push", "--quiet", self.clone_url(repo), refspec), git_dir)
+
     # Reading
 
     def fetch(self, repo: str) -> None:

@@ -1,0 +1,163 @@
+"""Everything that a fresh platform needs before its first run. Idempotent, and the same for every way to run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from airloom.errors import NotFoundError, ServiceError
+from airloom.hooks.connect import Hooks
+
+# Called with the name of a step and how far it is; several threads call it.
+OnProgress = Callable[[str, str], None]
+
+TEMPLATE_MESSAGE = "Start from the template"
+STEPS = ("buckets", "raw data", "repositories", "Airflow connections")
+
+# What working in a template's folder leaves behind.
+_EXCLUDED = ("__pycache__/", "*.pyc", "*.egg-info/", ".*_cache/", ".venv/", ".git/", ".hypothesis/", ".benchmarks/")
+
+
+def provision(hooks: Hooks, on_progress: OnProgress = lambda step, state: None, *, seed: bool = True) -> None:
+    """Make buckets, repositories with their first push and hook, and Airflow's connections; write the demo's data.
+
+    Args:
+        seed: whether to write the demo's raw data.
+
+    Raises:
+        ServiceError: a service refused or did not answer. What was done stays; run it again.
+    """
+    _buckets(hooks, on_progress)
+    with ThreadPoolExecutor(3, thread_name_prefix="provision") as threads:
+        tasks = [threads.submit(step, hooks, on_progress) for step in (_repositories, _connections)]
+        if seed:
+            tasks.append(threads.submit(_raw_data, hooks, on_progress))
+        for task in tasks:
+            task.result()
+
+
+def _buckets(hooks: Hooks, on_progress: OnProgress) -> None:
+    from airloom.hooks.object_store import ObjectStore
+
+    settings = hooks.settings
+    on_progress("buckets", "working")
+    admin = ObjectStore.from_settings(settings, user="admin")
+    # Versions pin a run's input, though a person may write over a file meanwhile.
+    admin.ensure_bucket(settings.bucket_raw, versioned=True)
+    plain = (settings.bucket_dvc, settings.bucket_mlflow, settings.bucket_airloom)
+    for name in plain:
+        admin.ensure_bucket(name)
+    on_progress("buckets", f"done: {settings.bucket_raw} (keeps versions), {', '.join(plain)}")
+
+
+def _raw_data(hooks: Hooks, on_progress: OnProgress) -> None:
+    from airloom.embedded.seed import COUNT, PREFIX, seed_digits
+
+    on_progress("raw data", "working")
+    written = seed_digits(hooks, lambda done, total: on_progress("raw data", f"{done:,} of {total:,} files"))
+    place = f"s3://{hooks.settings.bucket_raw}/{PREFIX}"
+    on_progress("raw data", f"done: {COUNT:,} files at {place}" if written else f"done: was at {place} already")
+
+
+def _repositories(hooks: Hooks, on_progress: OnProgress) -> None:
+    from airloom.embedded.builder import hook_url
+    from airloom.flows.build import build
+
+    settings = hooks.settings
+    folders = sorted(path for path in (settings.project / "gitbucket_repos").glob("*") if path.is_dir())
+    pushed = []
+    for folder in folders:
+        repo = folder.name
+        on_progress("repositories", repo)
+        hooks.gitbucket.ensure_repo(repo, description(folder))
+        if push_template(hooks, repo, folder):
+            pushed.append(repo)
+            # Built here and told to nobody: the hook comes after, so that the templates start no run.
+            build(hooks, repo, "main", announce=False)
+        hooks.gitbucket.ensure_hook(repo, hook_url(settings), settings.secret("webhook_secret"))
+    names = ", ".join(folder.name for folder in folders) or "none in gitbucket_repos"
+    on_progress("repositories", f"done: {names}" + (f" ({len(pushed)} pushed for the first time)" if pushed else ""))
+
+
+def push_template(hooks: Hooks, repo: str, folder: Path) -> bool:
+    """Push a folder as the first commit of an empty repo; False, and no change, when somebody has pushed already."""
+    from airloom.hooks.git_command import git_environment, run_git
+
+    if _has_main(hooks, repo):
+        return False
+    environment = git_environment({"user.name": "Airloom", "user.email": "airloom@localhost"})
+    with tempfile.TemporaryDirectory(prefix="airloom-push-") as temporary:
+        git_dir = Path(temporary) / "git"
+        run_git(["init", "--quiet", "--bare", "-b", "main", str(git_dir)], environment=environment)
+        (git_dir / "info" / "exclude").write_text("\n".join(_EXCLUDED) + "\n")
+        tree = ("-C", str(folder), "--work-tree", str(folder))
+        run_git([*tree, "add", "--all", "."], git_dir=git_dir, environment=environment)
+        run_git(["commit", "--quiet", "-m", TEMPLATE_MESSAGE], git_dir=git_dir, environment=environment)
+        try:
+            hooks.git.push(repo, git_dir, "refs/heads/main:refs/heads/main")
+        except ServiceError:
+            if _has_main(hooks, repo):  # somebody was faster, and theirs stays
+                return False
+            raise
+    return True
+
+
+def description(folder: Path) -> str:
+    """The first sentence of a repo's README."""
+    try:
+        lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    text = next((line.strip() for line in lines if line.strip() and not line.startswith(("#", "<", "!"))), "")
+    return text.split(". ")[0].rstrip(".:")[:200]
+
+
+def _has_main(hooks: Hooks, repo: str) -> bool:
+    try:
+        hooks.git.head(repo)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _connections(hooks: Hooks, on_progress: OnProgress) -> None:
+    on_progress("Airflow connections", "working")
+    wanted = connections(hooks)
+    for connection_id, connection in wanted.items():
+        hooks.airflow.ensure_connection(connection_id, connection)
+    on_progress("Airflow connections", f"done: {', '.join(wanted)}")
+
+
+def connections(hooks: Hooks) -> dict[str, dict[str, Any]]:
+    """Airflow's connections to the other services, as its REST API takes them."""
+    import json
+
+    settings = hooks.settings
+    mlflow = urlsplit(settings.mlflow_api_url)
+    return {
+        "airloom_s3": {
+            "conn_type": "aws",
+            "login": "airloom",
+            "password": settings.secret("s3_airloom_secret"),
+            "extra": json.dumps({"endpoint_url": settings.s3_endpoint_url, "region_name": settings.s3_region}),
+            "description": "Object store",
+        },
+        "airloom_git": {
+            "conn_type": "git",
+            "host": settings.git_base_url,
+            "login": settings.git_user,
+            "password": settings.secret("git_password"),
+            "description": "Git server of the stage repos",
+        },
+        "airloom_mlflow": {
+            "conn_type": "http",
+            "schema": mlflow.scheme,
+            "host": mlflow.hostname,
+            "port": mlflow.port,
+            "description": "MLflow: runs and models",
+        },
+    }
