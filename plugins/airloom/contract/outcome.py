@@ -21,7 +21,7 @@ class StageOutcome(Frozen):
             `forced`: it ran although an equal one had.
         reason: for people: which earlier run is reused, or what differs.
         key: digest of everything that the result depends on.
-        seconds: wall time, 0 for a hit.
+        seconds, cpu_seconds, peak_memory_bytes: of all processes of the stage together; 0 for a hit.
         data_version: for a hit of preprocess: where its dataset is.
     """
 
@@ -30,6 +30,8 @@ class StageOutcome(Frozen):
     reason: str
     key: str
     seconds: float
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0
     result: StageResult
     data_version: DataVersion | None = None
 

@@ -58,7 +58,7 @@ def version_dataset(hooks: Hooks, *, plan: RunPlan, outcome: StageOutcome) -> Da
     version = _write_tag(hooks, plan, listing, output.digest, card)
     from airloom.flows import cache
 
-    cache.record(hooks, outcome.model_copy(update={"data_version": version}))
+    cache.record(hooks, plan, outcome.model_copy(update={"data_version": version}))
     return version
 
 

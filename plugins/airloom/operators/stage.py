@@ -1,0 +1,141 @@
+"""Tasks that run a stage: start, stream, adopt, stop, collect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airloom.contract.enums import Stage
+from airloom.errors import AirloomError, NotFoundError
+from airloom.operators.flow import returned
+from airloom.operators.notes import note_task
+from airloom.settings import get_settings
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.context import Context
+
+    from airloom.contract import StageOutcome
+    from airloom.hooks.connect import Hooks
+    from airloom.hooks.runner import JobHandle, Runner
+
+# Which earlier task's result each argument of `run_stage` is.
+ARGUMENTS = {
+    Stage.PREPROCESS: {"plan": "resolve"},
+    Stage.TRAIN: {"plan": "resolve", "data_version": "version"},
+    Stage.EVALUATE: {"plan": "resolve", "data_version": "version", "train": "train"},
+}
+CACHE_XCOM = "cache"
+
+# Airflow kills a task that has not gone this long after it was asked to; the stage must be gone by then.
+STOP_SECONDS = 3.5
+_ASK_SECONDS = 1.0
+# States in which Airflow still wants the task: it only lost its worker, and a later try will adopt the stage.
+_WANTED = frozenset({"running", "queued", "scheduled", "up_for_retry"})
+
+
+class StageLeftRunningError(AirloomError):
+    """The task ends, but its stage goes on for a later try."""
+
+    retryable = True
+
+
+class StageOperator(BaseOperator):
+    """Run a stage of the pipeline and return its `StageOutcome` as JSON.
+
+    The stage is no child of the task: it outlives a worker that is killed, and the next try adopts it. When the task
+    is told to end, it asks Airflow why: a stage that nobody wants any more is stopped; one whose worker alone has
+    to go (a lost heartbeat, a scheduler that restarts) is left running.
+
+    Args:
+        stage: preprocess, train or evaluate.
+
+    Raises:
+        AirflowFailException: trying again would not help.
+        AirflowException: it might.
+    """
+
+    ui_color = "#e4f5e7"
+
+    def __init__(self, *, stage: Stage, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if stage not in ARGUMENTS:
+            raise ValueError(f"no task runs the stage {stage!r}; there are: {', '.join(ARGUMENTS)}")
+        self.stage = Stage(stage)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from airloom.flows.stages import run_stage
+        from airloom.hooks.connect import Hooks
+
+        hooks = Hooks(get_settings())
+        ti = context["ti"]
+        self._told_to_end = False
+        self._job: tuple[Runner, JobHandle] | None = None
+        self._waits = True
+
+        def started(runner: Runner, handle: JobHandle) -> None:
+            self._job = (runner, handle)
+
+        def should_stop() -> bool:
+            if not self._told_to_end:
+                return False
+            if not _is_wanted(ti):
+                return True
+            raise StageLeftRunningError(
+                f"this try ends, but stage {self.stage.value} goes on", hint="the next try adopts it"
+            )
+
+        try:
+            inputs = {name: returned(ti, task) for name, task in ARGUMENTS[self.stage].items()}
+            outcome = run_stage(
+                hooks,
+                stage=self.stage,
+                on_log=lambda line: self.log.info("%s", line),
+                should_stop=should_stop,
+                on_start=started,
+                **inputs,
+            )
+        except AirloomError as error:
+            if not isinstance(error, StageLeftRunningError):
+                note_task(hooks, context, str(error))
+            again = getattr(error, "retryable", False)
+            raise (AirflowException if again else AirflowFailException)(str(error)) from error
+        finally:
+            self._waits = False
+        self._report(hooks, context, outcome)
+        return outcome.model_dump(mode="json")
+
+    def on_kill(self) -> None:
+        """Called by Airflow in a signal handler while `execute` goes on, or after a timeout has ended it."""
+        self._told_to_end = True
+        job = getattr(self, "_job", None)
+        if job is not None and not getattr(self, "_waits", False):
+            runner, handle = job
+            self.log.info("stopping %s", handle.label)
+            runner.stop(handle, STOP_SECONDS)
+
+    def _report(self, hooks: Hooks, context: Context, outcome: StageOutcome) -> None:
+        """Say where people look whether the stage ran, and why."""
+        used = {"cache": outcome.cache, "reason": outcome.reason, "key": outcome.key, "seconds": outcome.seconds}
+        context["ti"].xcom_push(key=CACHE_XCOM, value=used)
+        if outcome.cache == "hit":
+            note = f"cache hit, not run: {outcome.reason}"
+        else:
+            note = f"cache {outcome.cache}: {outcome.reason}; ran {outcome.seconds:.1f} s"
+        self.log.info("%s", note)
+        note_task(hooks, context, note)
+
+
+def _is_wanted(ti: Any) -> bool:
+    """Whether Airflow would still have this task go on; if it doesn't answer, nobody has said otherwise."""
+    from airloom.hooks.airflow_api import AirflowApi
+
+    try:
+        api = AirflowApi.from_settings(get_settings(), patience_seconds=_ASK_SECONDS)
+        states = {task["task_id"]: task["state"] for task in api.task_instances(ti.dag_id, ti.run_id)}
+    except NotFoundError:
+        return False
+    except AirloomError:
+        return True
+    return states.get(ti.task_id) in _WANTED
