@@ -9,16 +9,17 @@ import os
 import signal
 import subprocess
 import sys
-import types
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from airloom.contract import CodePin, DataVersion, StageOutcome, VersionTag, sha256_tree
+from airloom.contract import CodePin, DataVersion, RunPlan, Stage, VersionTag, sha256_tree
 from airloom.errors import AuthError, ContractError, NotFoundError, StorageFullError, UnavailableError
 from airloom.flows import datasets, version
+from airloom.flows.cache import key_parts, source_inputs
+from airloom.flows.cache_lookup import lookup
 from airloom.hooks.connect import Hooks
 from airloom.hooks.dvc import DvcStore, object_key
 from airloom.hooks.object_store import ObjectStore
@@ -39,17 +40,6 @@ from tests.fixtures.services import running
 DVC = Path(sys.executable).with_name("dvc")
 
 
-@pytest.fixture(autouse=True)
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[StageOutcome]:
-    """What was noted for later runs, instead of the stage cache itself."""
-    outcomes: list[StageOutcome] = []
-    module = types.ModuleType("airloom.flows.cache")
-    module.record = lambda hooks, outcome: outcomes.append(outcome)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "airloom.flows.cache", module)
-    monkeypatch.setattr("airloom.flows.cache", module, raising=False)
-    return outcomes
-
-
 @pytest.fixture
 def hooks(s3_store: ObjectStore, git_settings: Settings) -> Hooks:
     return Hooks(git_settings)
@@ -66,6 +56,12 @@ def pin(stage_repo: StageRepoFixture) -> CodePin:
 def pipeline_of(pin: CodePin) -> str:
     """A pipeline of its own for each test, and so a DVC remote of its own."""
     return pin.repo.replace("repo_", "digits")
+
+
+def known(hooks: Hooks, plan: RunPlan) -> DataVersion | None:
+    """What a later run with this plan would find."""
+    found = lookup(hooks, key_parts(plan, Stage.PREPROCESS, source_inputs(plan))).entry
+    return found.data_version if found else None
 
 
 def tags_of(hooks: Hooks, pin: CodePin) -> list[str]:
@@ -100,7 +96,6 @@ def test_stock_dvc_gives_the_bytes_back(
     pin: CodePin,
     stage_repo: StageRepoFixture,
     tmp_path: Path,
-    recorded: list[StageOutcome],
 ) -> None:
     files = {
         "train-00000.parquet": os.urandom(300_000),
@@ -112,12 +107,12 @@ def test_stock_dvc_gives_the_bytes_back(
     }
     folder = make_dataset(tmp_path / "dataset", files)
     plan = make_plan(pin, pipeline=pipeline_of(pin))
-    made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder))
+    made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder, plan))
     path = f"data/{plan.pipeline}"
     assert made.tag == f"{plan.pipeline}/CV_crop-the-digits_{pin.commit[:8]}_DV_20261121T103015123Z"
     assert (made.path, made.files, made.created) == (path, 6, True)
     assert made.digest == sha256_tree(folder)
-    assert [outcome.data_version for outcome in recorded] == [made]
+    assert known(hooks, plan) == made
 
     dvc(
         "get",
@@ -148,7 +143,7 @@ def test_stock_dvc_gives_the_bytes_back(
 
 def test_the_tag_tells_where_everything_came_from(hooks: Hooks, pin: CodePin, tmp_path: Path) -> None:
     plan = make_plan(pin, pipeline=pipeline_of(pin))
-    made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(make_dataset(tmp_path / "d")))
+    made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(make_dataset(tmp_path / "d"), plan))
     tag = hooks.git.read_tag(pin.repo, made.tag)
     message = json.loads(tag.message)
     assert message["run_id"] == "manual__1"
@@ -160,7 +155,8 @@ def test_the_tag_tells_where_everything_came_from(hooks: Hooks, pin: CodePin, tm
 
 
 def test_a_second_try_finds_its_own_tag_and_moves_nothing(hooks: Hooks, pin: CodePin, tmp_path: Path) -> None:
-    plan, outcome = make_plan(pin, pipeline=pipeline_of(pin)), make_outcome(make_dataset(tmp_path / "d"))
+    plan = make_plan(pin, pipeline=pipeline_of(pin))
+    outcome = make_outcome(make_dataset(tmp_path / "d"), plan)
     first = version.version_dataset(hooks, plan=plan, outcome=outcome)
     before = list(hooks.store.list("dvc", plan.pipeline))
     assert version.version_dataset(hooks, plan=plan, outcome=outcome) == first
@@ -168,14 +164,16 @@ def test_a_second_try_finds_its_own_tag_and_moves_nothing(hooks: Hooks, pin: Cod
     assert list(hooks.store.list("dvc", plan.pipeline)) == before
 
 
-def test_a_cache_hit_makes_no_tag(hooks: Hooks, pin: CodePin, tmp_path: Path, recorded: list[StageOutcome]) -> None:
+def test_a_cache_hit_makes_no_tag(hooks: Hooks, pin: CodePin, tmp_path: Path) -> None:
     plan, folder = make_plan(pin, pipeline=pipeline_of(pin)), make_dataset(tmp_path / "d")
-    first = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder))
+    first = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder, plan))
     later = make_plan(pin, run_id="manual__2", created_at=CREATED + timedelta(hours=1), pipeline=pipeline_of(pin))
-    again = version.version_dataset(hooks, plan=later, outcome=make_outcome(folder, cache="hit", data_version=first))
+    again = version.version_dataset(
+        hooks, plan=later, outcome=make_outcome(folder, later, cache="hit", data_version=first)
+    )
     assert again == first.model_copy(update={"created": False})
     assert tags_of(hooks, pin) == [first.tag]
-    assert len(recorded) == 1
+    assert known(hooks, later) == first
 
 
 def test_runs_at_once_each_get_a_tag(hooks: Hooks, pin: CodePin, tmp_path: Path) -> None:
@@ -187,7 +185,7 @@ def test_runs_at_once_each_get_a_tag(hooks: Hooks, pin: CodePin, tmp_path: Path)
             tmp_path / f"d{number}", {"train-00000.parquet": b"x" * 10_000, "n": b"%d" % (number // 2)}
         )
         plan = make_plan(pin, run_id=f"manual__{number}", pipeline=pipeline)
-        return version.version_dataset(Hooks(hooks.settings), plan=plan, outcome=make_outcome(folder))
+        return version.version_dataset(Hooks(hooks.settings), plan=plan, outcome=make_outcome(folder, plan))
 
     with ThreadPoolExecutor(6) as pool:
         made = list(pool.map(run, range(6)))
@@ -203,9 +201,7 @@ def test_runs_at_once_each_get_a_tag(hooks: Hooks, pin: CodePin, tmp_path: Path)
 
 
 CHILD = """
-import json, os, signal, sys, types
-cache = types.ModuleType("airloom.flows.cache"); cache.record = lambda *_: None
-sys.modules["airloom.flows.cache"] = cache
+import json, os, signal, sys
 from airloom.contract import CodePin
 from airloom.flows import version
 from airloom.hooks.connect import Hooks
@@ -234,14 +230,15 @@ if point == "before .dir": die(ObjectStore, "put_bytes", 1)
 if point == "after .dir": die(ObjectStore, "put_bytes", 1, after=True)
 if point == "before tag": die(GitRemote, "write_version", 1)
 if point == "after tag": die(GitRemote, "write_version", 1, after=True)
+if point == "before the cache": die(ObjectStore, "put_json", 1)
 hooks = Hooks(Settings(_env_file=None, **settings))
 plan = make_plan(CodePin.model_validate(pin), pipeline=pipeline)
-version.version_dataset(hooks, plan=plan, outcome=make_outcome(Path(folder)))
+version.version_dataset(hooks, plan=plan, outcome=make_outcome(Path(folder), plan))
 """
 
 
 @pytest.mark.parametrize(
-    "point", ["first upload", "mid upload", "before .dir", "after .dir", "before tag", "after tag"]
+    "point", ["first upload", "mid upload", "before .dir", "after .dir", "before tag", "after tag", "before the cache"]
 )
 def test_killed_anywhere_the_next_try_ends_with_one_tag(hooks: Hooks, pin: CodePin, tmp_path: Path, point: str) -> None:
     folder = make_dataset(tmp_path / "d", {f"f{n:03d}": b"%d" % n * 1000 for n in range(60)})
@@ -258,12 +255,12 @@ def test_killed_anywhere_the_next_try_ends_with_one_tag(hooks: Hooks, pin: CodeP
     present = {info.key.rsplit("files/md5/", 1)[1] for info in hooks.store.list("dvc", f"{pipeline_of(pin)}/")}
     early = point in {"first upload", "mid upload", "before .dir"}
     assert any(name.endswith(".dir") for name in present) is not early
-    assert len(tags_of(hooks, pin)) == (1 if point == "after tag" else 0)
+    assert len(tags_of(hooks, pin)) == (1 if point in {"after tag", "before the cache"} else 0)
 
     plan = make_plan(pin, pipeline=pipeline_of(pin))
-    made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder))
+    made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder, plan))
     assert tags_of(hooks, pin) == [made.tag]
-    version.verify_remote(hooks, made)
+    assert known(hooks, plan) == made
     assert sha256_tree(datasets.materialize(hooks, made)) == sha256_tree(folder)
 
 
@@ -274,11 +271,12 @@ def test_a_full_store_leaves_no_tag(git_settings: Settings, pin: CodePin, tmp_pa
     hooks = Hooks(small)
     (small.secrets_dir / "git_password").write_text(git_settings.secret("git_password"))
     files = {f"train-{n:05d}.parquet": os.urandom(1_000_000) for n in range(40)}
-    outcome = make_outcome(make_dataset(tmp_path / "d", files))
+    plan = make_plan(pin, pipeline=pipeline_of(pin))
+    outcome = make_outcome(make_dataset(tmp_path / "d", files), plan)
     with running(service(small), tmp_path):
         make_buckets(small)
         with pytest.raises(StorageFullError, match="is full"):
-            version.version_dataset(hooks, plan=make_plan(pin, pipeline=pipeline_of(pin)), outcome=outcome)
+            version.version_dataset(hooks, plan=plan, outcome=outcome)
         assert not [info for info in hooks.store.list("dvc") if info.key.endswith(".dir")]
     assert tags_of(hooks, pin) == []
 
@@ -286,8 +284,8 @@ def test_a_full_store_leaves_no_tag(git_settings: Settings, pin: CodePin, tmp_pa
 def test_no_store_or_a_wrong_key_leaves_no_tag(
     git_settings: Settings, hooks: Hooks, pin: CodePin, tmp_path: Path
 ) -> None:
-    outcome = make_outcome(make_dataset(tmp_path / "d"))
     plan = make_plan(pin, pipeline=pipeline_of(pin))
+    outcome = make_outcome(make_dataset(tmp_path / "d"), plan)
     for port, error in ((1, UnavailableError), (git_settings.s3_port, AuthError)):
         other = Hooks(make_settings(tmp_path / f"home{port}", s3_port=port, git_port=git_settings.git_port))
         other.store = ObjectStore(
@@ -300,7 +298,7 @@ def test_no_store_or_a_wrong_key_leaves_no_tag(
 
 def test_a_dataset_that_is_not_what_the_stage_wrote_is_refused(hooks: Hooks, pin: CodePin, tmp_path: Path) -> None:
     plan, folder = make_plan(pin, pipeline=pipeline_of(pin)), make_dataset(tmp_path / "d")
-    outcome = make_outcome(folder)
+    outcome = make_outcome(folder, plan)
     (folder / "more").write_bytes(b"more")
     with pytest.raises(ContractError, match=r"holds 5 files, .* but the stage wrote 4 files"):
         version.version_dataset(hooks, plan=plan, outcome=outcome)
@@ -323,7 +321,7 @@ def test_a_file_that_changes_under_the_upload_is_noticed(hooks: Hooks, pin: Code
 
 def test_a_lost_object_is_found_named_and_put_back(hooks: Hooks, pin: CodePin, tmp_path: Path) -> None:
     plan, folder = make_plan(pin, pipeline=pipeline_of(pin)), make_dataset(tmp_path / "d")
-    made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder))
+    made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder, plan))
     version.verify_remote(hooks, made)
     remote = DvcStore.from_settings(hooks.settings, hooks.store)
     lost = object_key(plan.pipeline, remote.hash_folder(folder).files[-1].md5)
@@ -333,7 +331,7 @@ def test_a_lost_object_is_found_named_and_put_back(hooks: Hooks, pin: CodePin, t
     with pytest.raises(NotFoundError, match=rf"{made.tag} is not whole: s3://dvc/{lost} does not exist"):
         datasets.materialize(hooks, made)
     # The .dir object is there still, and yet the next version of the same data brings the lost one back.
-    version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder))
+    version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder, plan))
     version.verify_remote(hooks, made)
     with pytest.raises(NotFoundError, match="no tag"):
         version.verify_remote(hooks, made.model_copy(update={"tag": made.tag.replace("crop", "crap")}))
@@ -342,7 +340,7 @@ def test_a_lost_object_is_found_named_and_put_back(hooks: Hooks, pin: CodePin, t
 def test_a_materialized_dataset_is_whole_read_only_and_shared(hooks: Hooks, pin: CodePin, tmp_path: Path) -> None:
     folder = make_dataset(tmp_path / "d", {"a": os.urandom(5000), "sub/b": b"b"})
     plan = make_plan(pin, pipeline=pipeline_of(pin))
-    made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder))
+    made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder, plan))
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: datasets.materialize(hooks, made), range(4)))
     [path] = set(paths)

@@ -9,6 +9,7 @@ from typing import Any
 from airloom.contract import DataCard, DataVersion, RunPlan, Stage, StageOutcome, VersionTag
 from airloom.contract.card import CARD_FILE
 from airloom.errors import ConflictError, ContractError, NotFoundError
+from airloom.flows import cache
 from airloom.flows.resolve import PLAN_COPY, plan_uri
 from airloom.hooks.connect import Hooks
 from airloom.hooks.dvc import DatasetListing, DvcStore, pointer, remote_config
@@ -56,7 +57,6 @@ def version_dataset(hooks: Hooks, *, plan: RunPlan, outcome: StageOutcome) -> Da
     card_path = output.path / CARD_FILE
     card = card_path.read_bytes() if card_path.is_file() else b""
     version = _write_tag(hooks, plan, listing, output.digest, card)
-    from airloom.flows import cache
 
     cache.record(hooks, plan, outcome.model_copy(update={"data_version": version}))
     return version

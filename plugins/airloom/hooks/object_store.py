@@ -16,7 +16,7 @@ from urllib.parse import quote
 from airloom.contract.digest import canonical_json
 from airloom.errors import AirloomError, ConfigError, ConflictError, ContractError, NotFoundError, StorageFullError
 from airloom.hooks.s3_errors import FULL_HINT, code_and_message, error_of, unreachable
-from airloom.hooks.s3_http import Response, S3Http
+from airloom.hooks.s3_http import QUICK_MAX_BYTES, Response, S3Http
 from airloom.hooks.s3_listing import ObjectInfo, Page, parse_page
 from airloom.settings import Settings
 
@@ -182,7 +182,10 @@ class ObjectStore:
 
     def upload(self, bucket: str, key: str, path: Path) -> None:
         """Write a file's content as an object. Up to 64 MiB its ETag is the content's MD5."""
-        if path.stat().st_size <= SINGLE_PUT_MAX_BYTES:
+        size = path.stat().st_size
+        if size <= QUICK_MAX_BYTES and self._http.put_small(bucket, key, path.read_bytes()):
+            return
+        if size <= SINGLE_PUT_MAX_BYTES:
             self._retrying(lambda: self._send("PUT", bucket, key, body=path))
         else:
             self._call(
