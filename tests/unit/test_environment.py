@@ -1,51 +1,48 @@
-"""What stage code runs in, told by one digest."""
+"""What child processes inherit."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from importlib.metadata import distributions
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import pytest
-
-from airloom.contract import sha256_json
-from airloom.flows.environment import environment, environment_digest, store_environment
-from tests.fixtures.plans import MemoryStore
+from airloom.embedded.environment import base_environment, child_environment
+from airloom.settings import Settings
 
 
-def normal(name: str) -> str:
-    return name.lower().replace("_", "-").replace(".", "-")
-
-
-def test_it_lists_what_is_installed_here() -> None:
-    listed = environment()["distributions"]
-    assert listed == sorted(set(listed))
-    names = {line.partition("==")[0] for line in listed}
-    for known in ("pydantic", "pytest", "airloom"):
-        assert known in names
-    prefix = Path(sys.prefix)
-    installed = {
-        normal(found.metadata["Name"])
-        for found in distributions()
-        if Path(str(found.locate_file(""))).is_relative_to(prefix)
+def test_only_named_variables_are_inherited(settings: Settings) -> None:
+    source = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/home/ada",
+        "SSL_CERT_FILE": "/etc/ssl/ca.pem",
+        "REQUESTS_CA_BUNDLE": "/etc/ssl/ca.pem",
+        "AWS_SECRET_ACCESS_KEY": "mine",
+        "MLFLOW_TRACKING_URI": "http://elsewhere",
+        "AIRFLOW_HOME": "/elsewhere",
+        "HTTP_PROXY": "http://proxy",
+        "AIRLOOM_S3_PORT": "1",
+        "AIRLOOM_UNKNOWN": "1",
     }
-    assert {normal(name) for name in names} == installed
+    environment = base_environment(settings, source)
+    own = {name for name in environment if not name.startswith("AIRLOOM_")}
+    assert own == {"PATH", "HOME", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
+    assert environment["HOME"] == "/home/ada"
+    assert environment["PATH"].endswith(":/usr/bin:/bin")
+    assert environment["LANG"] == "C.UTF-8"
+    assert "AIRLOOM_UNKNOWN" not in environment
 
 
-def test_another_process_in_another_folder_finds_the_same(tmp_path: Path) -> None:
-    code = "from airloom.flows.environment import environment_digest as d; print(d())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == environment_digest() == sha256_json(environment())
+def test_settings_in_force_are_passed_on_and_read_back_the_same(settings: Settings) -> None:
+    environment = base_environment(settings, {})
+    assert environment["AIRLOOM_S3_PORT"] == str(settings.s3_port)
+    values = {
+        name.removeprefix("AIRLOOM_").lower(): v for name, v in environment.items() if name.startswith("AIRLOOM_")
+    }
+    assert Settings(_env_file=None, **values) == settings  # type: ignore[arg-type]
 
 
-def test_the_list_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    hooks: Any = SimpleNamespace(store=MemoryStore(), settings=SimpleNamespace(bucket_airloom="airloom"))
-    digest = store_environment(hooks)
-    assert hooks.store.get_json("airloom", f"environments/{digest}.json") == environment()
-    # Another run wrote it between the look and the write.
-    monkeypatch.setattr(hooks.store, "exists", lambda *_: False)
-    assert store_environment(hooks) == digest
-    assert len(hooks.store.objects) == 1
+def test_no_secret_is_in_the_base(settings: Settings) -> None:
+    assert not [value for value in base_environment(settings, {}).values() if value.startswith("test-")]
+
+
+def test_marks_cannot_be_replaced_by_a_service(settings: Settings) -> None:
+    environment = child_environment(settings, "s3", {"AIRLOOM_INSTANCE": "other", "EXTRA": "1"})
+    assert environment["AIRLOOM_INSTANCE"] == settings.instance_id
+    assert environment["AIRLOOM_SERVICE"] == "s3"
+    assert environment["EXTRA"] == "1"

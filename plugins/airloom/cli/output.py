@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from airloom.errors import AirloomError
 
+_FILE_COLUMNS = 200
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -50,4 +52,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     table = Table(*cells, title=title, title_justify="left", header_style="bold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    # Into a file or a pipe nothing has to be folded.
+    (console if console.is_terminal else Console(width=_FILE_COLUMNS)).print(table)

@@ -1,4 +1,4 @@
-"""Commands on the platform: init, up, down, status, logs, clean."""
+"""Commands on the platform: init, up, provision, down, status, logs, clean."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ def start_embedded(settings: Settings, *, seed: bool = True) -> list[ServiceStat
     """
     from airloom.cli.platform_view import Progress
     from airloom.embedded.launch import bring_down, launch, wait_ready
-    from airloom.embedded.provision import provision
-    from airloom.hooks.connect import Hooks
+    from airloom.hooks.supervisor import Supervisor
 
     launch(settings)
     with Progress() as progress:
@@ -63,10 +62,28 @@ def start_embedded(settings: Settings, *, seed: bool = True) -> list[ServiceStat
         except BaseException:
             bring_down(settings, lambda _: None)
             raise
+    provision_platform(settings, seed=seed)
+    return Supervisor.from_settings(settings).services()
+
+
+def provision_platform(settings: Settings, *, seed: bool = True) -> None:
+    """Provision, with progress.
+
+    Raises:
+        AirloomError: what went wrong; the platform runs on.
+    """
+    from airloom.cli.platform_view import Progress
+    from airloom.embedded.provision import provision
+    from airloom.errors import AirloomError
+    from airloom.hooks.connect import Hooks
+
     with Progress() as progress:
-        hooks = Hooks(settings)
-        provision(hooks, progress.step, seed=seed)
-    return hooks.supervisor.services()
+        try:
+            provision(Hooks(settings), progress.step, seed=seed)
+        except AirloomError as error:
+            again = "the platform runs; once that is mended: airloom provision"
+            error.hint = f"{error.hint}; {again}" if error.hint else again
+            raise
 
 
 def show_addresses(settings: Settings, states: list[ServiceState]) -> None:
@@ -78,6 +95,14 @@ def show_addresses(settings: Settings, states: list[ServiceState]) -> None:
     }
     rows = [(s.name, what, url, users.get(s.name)) for s in states for what, url in s.urls.items()]
     print_table(["service", "what", "address", "user / file with the password"], rows)
+
+
+@reports_errors
+def provision(seed: Annotated[bool, typer.Option("--seed/--no-seed", help="write the demo's raw data")] = True) -> None:
+    """Make what a running platform lacks: buckets, repositories, hooks, connections, raw data."""
+    from airloom.settings import get_settings
+
+    provision_platform(get_settings(), seed=seed)
 
 
 @reports_errors
@@ -196,5 +221,5 @@ def _ago(seconds: float) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the app."""
-    for command in (init, up, down, status, logs, clean):
+    for command in (init, up, provision, down, status, logs, clean):
         app.command()(command)

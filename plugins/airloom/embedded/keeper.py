@@ -25,6 +25,7 @@ class Timing:
         first_backoff_seconds: before the first new start; doubled for each that follows, up to the last.
         stable_seconds: ready for so long, and the back-off begins anew.
         liveness_seconds: between two probes of a service that is ready.
+        recheck_seconds: the same while its probe fails.
         patience_seconds: probes failing for so long make it start again.
         probe_timeout_seconds: a probe that takes longer has failed.
         log_bytes: size of a log file before it is rotated.
@@ -34,6 +35,7 @@ class Timing:
     last_backoff_seconds: float = 30.0
     stable_seconds: float = 60.0
     liveness_seconds: float = 15.0
+    recheck_seconds: float = 2.0
     patience_seconds: float = 120.0
     probe_timeout_seconds: float = 20.0
     log_bytes: int = MAX_BYTES
@@ -189,8 +191,12 @@ class Keeper:
         """
         answered = time.monotonic()
         while True:
-            await self._pause(self._timing.liveness_seconds)
+            ready = self.phase is Phase.READY
+            await self._pause(self._timing.liveness_seconds if ready else self._timing.recheck_seconds)
             problem = await self._probe()
+            if not all(other.ready.is_set() for other in self._needed):
+                # No fault of its own: a probe may go through what it depends on.
+                answered = time.monotonic()
             if problem is None:
                 answered = time.monotonic()
                 if self.phase is not Phase.READY:

@@ -96,7 +96,7 @@ def push_template(hooks: Hooks, repo: str, folder: Path) -> bool:
         (git_dir / "info" / "exclude").write_text("\n".join(_EXCLUDED) + "\n")
         tree = ("-C", str(folder), "--work-tree", str(folder))
         run_git([*tree, "add", "--all", "."], git_dir=git_dir, environment=environment)
-        run_git(["commit", "--quiet", "-m", TEMPLATE_MESSAGE], git_dir=git_dir, environment=environment)
+        run_git([*tree, "commit", "--quiet", "-m", TEMPLATE_MESSAGE], git_dir=git_dir, environment=environment)
         try:
             hooks.git.push(repo, git_dir, "refs/heads/main:refs/heads/main")
         except ServiceError:

@@ -25,6 +25,8 @@ def init_secrets(settings: Settings) -> list[str]:
     """
     folder = settings.secrets_dir
     try:
+        # The home as well: it also holds data and logs.
+        settings.home_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
         return [name for name in SECRET_NAMES if _make(folder / name)]

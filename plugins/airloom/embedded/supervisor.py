@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import graphlib
+import logging
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,8 @@ from airloom.embedded.service import Service
 from airloom.errors import AirloomError, ConflictError, NotFoundError, PlatformError
 from airloom.hooks.supervisor import Phase, ServiceDefinition
 from airloom.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _PROBE_THREADS = 16
 
@@ -87,8 +91,10 @@ class Supervisor:
             for service in self._services:
                 self._keepers[service.name] = self._keep(service)
             for name, kept in self._dynamic.items():
-                with suppress(AirloomError):
+                try:
                     self._keepers[name] = self._keep(self._dynamic.service(name, kept), dynamic=True)
+                except AirloomError as error:
+                    log.error("%s is not started: %s", name, error)
             while not self._shutdown.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._shutdown.wait(), 1.0)
@@ -103,6 +109,9 @@ class Supervisor:
     def close(self) -> None:
         """Leave no process, no socket and no record behind."""
         record_path(self.settings).unlink(missing_ok=True)
+        sockets = self.settings.socket_path("x").parent
+        if sockets != self.settings.run_dir:
+            shutil.rmtree(sockets, ignore_errors=True)
         self._guard.release()
         self._lock.release()
         self._threads.shutdown(wait=False, cancel_futures=True)
