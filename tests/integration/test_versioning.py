@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from airloom.contract import CodePin, DataVersion, RunPlan, Stage, VersionTag, sha256_tree
+from airloom.embedded.s3_server import service as s3_service
 from airloom.errors import AuthError, ContractError, NotFoundError, StorageFullError, UnavailableError
 from airloom.flows import datasets, version
 from airloom.flows.cache import key_parts, source_inputs
@@ -265,7 +268,6 @@ def test_killed_anywhere_the_next_try_ends_with_one_tag(hooks: Hooks, pin: CodeP
 
 
 def test_a_full_store_leaves_no_tag(git_settings: Settings, pin: CodePin, tmp_path: Path) -> None:
-    from airloom.embedded.s3_server import service
 
     small = make_settings(tmp_path / "home", s3_quota_mib=8, git_port=git_settings.git_port)
     hooks = Hooks(small)
@@ -273,7 +275,7 @@ def test_a_full_store_leaves_no_tag(git_settings: Settings, pin: CodePin, tmp_pa
     files = {f"train-{n:05d}.parquet": os.urandom(1_000_000) for n in range(40)}
     plan = make_plan(pin, pipeline=pipeline_of(pin))
     outcome = make_outcome(make_dataset(tmp_path / "d", files), plan)
-    with running(service(small), tmp_path):
+    with running(s3_service(small), tmp_path):
         make_buckets(small)
         with pytest.raises(StorageFullError, match="is full"):
             version.version_dataset(hooks, plan=plan, outcome=outcome)
@@ -356,3 +358,30 @@ def test_a_materialized_dataset_is_whole_read_only_and_shared(hooks: Hooks, pin:
     (path / "sub").chmod(0o755)
     (path / "sub" / "b").unlink()
     assert sha256_tree(datasets.materialize(hooks, made)) == made.digest
+
+
+def test_a_store_that_is_killed_mid_upload_loses_nothing(git_settings: Settings, pin: CodePin, tmp_path: Path) -> None:
+    own = make_settings(tmp_path / "home", git_port=git_settings.git_port)
+    (own.secrets_dir / "git_password").write_text(git_settings.secret("git_password"))
+    hooks = Hooks(own)
+    plan = make_plan(pin, pipeline=pipeline_of(pin))
+    folder = make_dataset(tmp_path / "d", {f"f{n:04d}": b"%d" % n * 2000 for n in range(1500)})
+    halfway = threading.Event()
+
+    def count(bucket: str, key: str, path: Path, *, upload: Callable[..., None] = hooks.store.upload) -> None:
+        upload(bucket, key, path)
+        if path.name == "f0500":
+            halfway.set()
+
+    hooks.store.upload = count  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        with running(s3_service(own), tmp_path) as store:
+            make_buckets(own)
+            made = pool.submit(version.version_dataset, hooks, plan=plan, outcome=make_outcome(folder, plan))
+            assert halfway.wait(60)
+            store.kill()
+            store.wait(10)
+        with running(s3_service(own), tmp_path):
+            version.verify_remote(hooks, made.result(timeout=120))
+            assert sha256_tree(datasets.materialize(hooks, made.result())) == sha256_tree(folder)
+    assert tags_of(hooks, pin) == [made.result().tag]

@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 from airloom.embedded.service import Service
-from airloom.hooks.object_store import STATUS_PORT
+from airloom.hooks.s3_room import STATUS_PORT
 from airloom.settings import Settings
 
 NAME = "s3"

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from airloom.settings import Settings
 
 DIR_SUFFIX = ".dir"
 REMOTE_NAME = "airloom"
+LISTED_AT_ONCE = 4
 LIST_FROM_OBJECTS = 200  # from so many objects on, one listing costs less than a question for each
 
 
@@ -259,9 +261,11 @@ class DvcStore:
             keys = [object_key(prefix, md5) for md5 in wanted]
             found = self._store.info_many(self.bucket, keys)
             return {md5: info for md5, info in zip(wanted, found, strict=True) if info is not None}
-        start = len(f"{prefix}/files/md5/")
-        listed = self._store.list(self.bucket, f"{prefix}/files/md5/")
-        return {info.key[start:].replace("/", "", 1): info for info in listed}
+        folder = f"{prefix}/files/md5/"
+        # By first digit, several at a time: the server works on one page while another is read here.
+        with ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
+            parts = pool.map(lambda digit: list(self._store.list(self.bucket, folder + digit)), "0123456789abcdef")
+            return {info.key[len(folder) :].replace("/", "", 1): info for part in parts for info in part}
 
     @contextmanager
     def _object_db(self) -> Iterator[object]:

@@ -18,6 +18,7 @@ from airloom.errors import AirloomError, ConfigError, ConflictError, ContractErr
 from airloom.hooks.s3_errors import FULL_HINT, code_and_message, error_of, unreachable
 from airloom.hooks.s3_http import QUICK_MAX_BYTES, Response, S3Http
 from airloom.hooks.s3_listing import ObjectInfo, Page, parse_page
+from airloom.hooks.s3_room import no_room
 from airloom.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ THREADS = 16
 SINGLE_PUT_MAX_BYTES = 64 * 2**20  # larger files go in parts
 PART_BYTES = 32 * 2**20
 __all__ = ["ObjectInfo", "ObjectStore", "split_uri"]
-
-ROOM_NEEDED_BYTES = 32 * 2**20
-STATUS_PORT = 1  # offset in AIRLOOM_INTERNAL_PORTS at which the embedded store tells how much room it has
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -93,7 +91,7 @@ class ObjectStore:
             region=settings.s3_region,
             retry_seconds=retry_seconds,
             # Only the embedded store's disk and status can be looked at.
-            room=(lambda bucket: None) if settings.s3_url else (lambda bucket: _no_room(settings, bucket)),
+            room=(lambda bucket: None) if settings.s3_url else (lambda bucket: no_room(settings, bucket)),
         )
 
     def __repr__(self) -> str:
@@ -394,25 +392,3 @@ def _md5(content: bytes) -> str:
 
 def _version_query(version_id: str | None) -> str:
     return f"versionId={version_id}" if version_id else ""
-
-
-def _no_room(settings: Settings, bucket: str) -> str | None:
-    """Why the embedded store cannot take more, in words; None when it could, or when nobody knows."""
-    import json
-    import urllib.request
-
-    folder = settings.data_dir / "s3"
-    with suppress(OSError):
-        free = shutil.disk_usage(folder).free
-        if free < ROOM_NEEDED_BYTES:
-            return f"{free // 2**20} MiB free on the disk of {folder}"
-    address = f"http://{settings.bind_host}:{settings.internal_port(STATUS_PORT)}/dir/status"
-    try:
-        with urllib.request.urlopen(address, timeout=2) as answer:
-            topology = json.load(answer)["Topology"]
-        writable = [layout for layout in topology["Layouts"] if layout["collection"] == bucket and layout["writables"]]
-        if topology["Free"] == 0 and not writable:
-            return f"all {topology['Max']} volumes of its room are in use"
-    except (OSError, ValueError, KeyError):
-        pass
-    return None

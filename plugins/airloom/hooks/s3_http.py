@@ -131,9 +131,9 @@ class S3Http:
                 signed = self._signer.sign(method, path, query, headers or {}, digest)
                 return self._send(method, path, query, signed, file, size, stream=stream)
         digest = hashlib.sha256(body).hexdigest() if body else EMPTY_SHA256
-        size = len(body) if body is not None else None
+        length = len(body) if body is not None else None
         signed = self._signer.sign(method, path, query, headers or {}, digest)
-        return self._send(method, path, query, signed, body, size, stream=stream)
+        return self._send(method, path, query, signed, body, length, stream=stream)
 
     def put_small(self, bucket: str, key: str, content: bytes) -> str | None:
         """Write a small object without asking for anything else, the quick way.

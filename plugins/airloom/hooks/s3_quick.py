@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 
 _MOST_HEADER_BYTES = 16 * 1024
 
@@ -30,21 +31,20 @@ class QuickPut:
         """
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"PUT {target} HTTP/1.1\r\n{lines}content-length: {len(body)}\r\n\r\n".encode()
+        connection: socket.socket | None = None
         try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = None
-        try:
+            with suppress(IndexError):
+                connection = self._idle.pop()
             connection = connection or self._connect()
             connection.sendall(head + body)
             etag = self._read_etag(connection)
         except OSError:
             etag = None
-        if etag is None:
-            if connection is not None:
+        if connection is not None:
+            if etag is None:
                 connection.close()
-        else:
-            self._idle.append(connection)
+            else:
+                self._idle.append(connection)
         return etag
 
     def close(self) -> None:
