@@ -62,7 +62,7 @@ class LineSplitter:
 
     def _progress(self, line: bytes) -> Iterator[str]:
         now = self._clock()
-        if now - self._shown_at >= self._progress_seconds:
+        if now - self._shown_at > self._progress_seconds:
             self._shown_at, self._overwritten = now, None
             yield from _pieces(line)
         else:
