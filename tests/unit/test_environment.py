@@ -21,7 +21,7 @@ def test_only_named_variables_are_inherited(settings: Settings) -> None:
     }
     environment = base_environment(settings, source)
     own = {name for name in environment if not name.startswith("AIRLOOM_")}
-    assert own == {"PATH", "HOME", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
+    assert own == {"PATH", "HOME", "USER", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
     assert environment["HOME"] == "/home/ada"
     assert environment["PATH"].endswith(":/usr/bin:/bin")
     assert environment["LANG"] == "C.UTF-8"

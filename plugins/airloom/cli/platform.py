@@ -21,7 +21,8 @@ def init() -> None:
 
     settings = get_settings()
     made = init_secrets(settings)
-    say(f"{len(made)} secrets made in {settings.secrets_dir}" if made else f"all secrets are in {settings.secrets_dir}")
+    count = f"{len(made)} secret{'s' * (len(made) != 1)} made" if made else "all secrets are"
+    say(f"{count} in {settings.secrets_dir}")
 
 
 @reports_errors

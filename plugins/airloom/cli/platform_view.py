@@ -48,7 +48,7 @@ class Progress:
     def services(self, states: Sequence[ServiceState]) -> None:
         """Show services as they are now."""
         for state in states:
-            self._set(state.name, str(state.state), state.error or "")
+            self._set(state.name, str(state.state), "" if state.ready else state.error or "")
 
     def step(self, name: str, state: str) -> None:
         """Show a step: a word, then what there is to say of it."""

@@ -27,7 +27,7 @@ INHERITED = ("TMPDIR", "TZ", *CA_VARIABLES)
 
 
 def base_environment(settings: Settings, source: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What every child gets: PATH, HOME, LANG, certificates and this installation's settings.
+    """What every child gets: PATH, HOME, USER, LANG, certificates and this installation's settings.
 
     The settings are passed on as they are in force, so that a value from the command line that started the
     platform also holds in every child.
@@ -35,15 +35,27 @@ def base_environment(settings: Settings, source: Mapping[str, str] | None = None
     source = os.environ if source is None else source
     own_programs = str(Path(sys.executable).parent)
     path = [part for part in source.get("PATH", os.defpath).split(os.pathsep) if part and part != own_programs]
+    user_name, user_home = _user()
     environment = {
         "PATH": os.pathsep.join([own_programs, *path]),
-        "HOME": source.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir,
+        # A user id that has no name (a container may be given any) still needs these two.
+        "HOME": source.get("HOME") or user_home,
+        "USER": user_name,
         "LANG": source.get("LANG") or "C.UTF-8",
     }
     environment.update({name: source[name] for name in INHERITED if source.get(name)})
     for field in type(settings).model_fields:
         environment[f"AIRLOOM_{field.upper()}"] = str(getattr(settings, field))
     return environment
+
+
+def _user() -> tuple[str, str]:
+    """Name and home of the user."""
+    try:
+        entry = pwd.getpwuid(os.getuid())
+    except KeyError:
+        return f"user{os.getuid()}", "/"
+    return entry.pw_name, entry.pw_dir
 
 
 def child_environment(settings: Settings, service: str, env: Mapping[str, str]) -> dict[str, str]:

@@ -145,7 +145,7 @@ class Keeper:
                 self._failures = 0
             self._failures += 1
             pause = self._timing.backoff_seconds(self._failures)
-            self._error = reason
+            self._error = reason.splitlines()[0]
             self._set(Phase.BACKOFF)
             self._log.note(f"{reason}; starting again in {pause:g} s")
             await asyncio.sleep(pause)
