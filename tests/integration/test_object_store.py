@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from airloom.embedded.s3_server import service
-from airloom.errors import AuthError, ConfigError, ConflictError, NotFoundError, StorageFullError, UnavailableError
+from airloom.errors import (
+    AuthError,
+    ConfigError,
+    ConflictError,
+    NotFoundError,
+    PlatformError,
+    StorageFullError,
+    UnavailableError,
+)
 from airloom.hooks.object_store import SINGLE_PUT_MAX_BYTES, ObjectStore
 from airloom.settings import Settings
 from tests.conftest import make_settings
@@ -195,6 +203,21 @@ def test_everything_listens_on_loopback_and_secrets_are_private(settings: Settin
         secrets = {path.read_text() for path in settings.secrets_dir.iterdir()}
         assert not any(secret in part for secret in secrets for part in unit.command)
         assert not any(secret in (tmp_path / "s3.log").read_text() for secret in secrets)
+
+
+def test_what_stands_where_weed_needs_a_socket_is_removed_or_named(settings: Settings, tmp_path: Path) -> None:
+    unit = service(settings)
+    socket_path = Path(f"/tmp/seaweedfs-master-grpc-{settings.internal_port(2)}.sock")
+    socket_path.mkdir()
+    try:
+        with pytest.raises(PlatformError, match=f"{socket_path} is in its way") as caught:
+            unit.prepare()
+        assert "AIRLOOM_INTERNAL_PORTS" in str(caught.value)
+    finally:
+        socket_path.rmdir()
+    socket_path.touch()
+    with running(unit, tmp_path):
+        assert socket_path.is_socket()
 
 
 def test_a_port_range_that_is_too_short_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 from airloom.embedded.service import Service
+from airloom.errors import PlatformError
 from airloom.hooks.s3_room import STATUS_PORT
 from airloom.settings import Settings
 
@@ -27,6 +28,15 @@ _PORTS = {
     "metricsPort": 7,
     "admin.port": 8,
     "admin.port.grpc": 9,
+}
+
+# weed's parts talk to each other over sockets in /tmp that are named after these ports.
+_GRPC_SOCKETS = {
+    "master": "master.port.grpc",
+    "volume": "volume.port.grpc",
+    "filer": "filer.port.grpc",
+    "s3": "s3.port.grpc",
+    "admin": "admin.port.grpc",
 }
 
 
@@ -65,6 +75,8 @@ def service(settings: Settings) -> Service:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         # weed keeps the flags of its first start there and would take them for later ones.
         (data / "mini.options").unlink(missing_ok=True)
+        for name, flag in _GRPC_SOCKETS.items():
+            _clear_socket(Path(f"/tmp/seaweedfs-{name}-grpc-{ports[flag]}.sock"))  # noqa: S108 - fixed in weed
         _write_private(identities, json.dumps(_identities(settings), indent=2))
 
     return Service(
@@ -113,6 +125,17 @@ def _identities(settings: Settings) -> dict[str, object]:
             identity("mlflow", on(settings.bucket_mlflow)),
         ]
     }
+
+
+def _clear_socket(path: Path) -> None:
+    """Remove what a killed weed left: with another user's left there, weed would wait for ever."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise PlatformError(
+            f"the object store cannot start: {path} is in its way and cannot be removed: {error.strerror}",
+            hint="have its owner remove it, or set AIRLOOM_INTERNAL_PORTS to another range",
+        ) from error
 
 
 def _write_private(path: Path, text: str) -> None:
