@@ -16,6 +16,7 @@ from airloom.spec.pipeline import Resources
 
 LOG_LINES = 15
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+_LEAST_BYTES = 64 * 2**10
 _SIGNAL_BASE = 128  # shells and containers report a signal as exit code 128 + number
 _FULL = ("No space left on device", "Errno 28", "Disk quota exceeded")
 _SHARED_MEMORY_FULL = ("Bus error", "unable to allocate shared memory", "out of shared memory")
@@ -166,9 +167,17 @@ def _no_room(workspace: Path, job_exit: JobExit, text: str) -> str | None:
             f"shared memory is full: {_room(SHARED_MEMORY)}; free some (ls -l {SHARED_MEMORY}), make it larger "
             "(mount -o remount,size=…), or let the stage use fewer loader workers and smaller batches"
         )
-    if any(sign in text for sign in _FULL):
+    failed = job_exit.reason is ExitReason.EXITED and job_exit.exit_code
+    # On a full disk the stage could not even say so.
+    if any(sign in text for sign in _FULL) or (failed and _free_bytes(workspace) < _LEAST_BYTES):
         return f"there is no room left: {_room(workspace)}; {_room(SHARED_MEMORY)}; delete what is not needed"
     return None
+
+
+def _free_bytes(folder: Path) -> float:
+    with suppress(OSError):
+        return shutil.disk_usage(folder).free
+    return float("inf")
 
 
 def _room(folder: Path) -> str:
@@ -181,4 +190,6 @@ def _room(folder: Path) -> str:
 def _size(size_bytes: int) -> str:
     if size_bytes >= 2**30:
         return f"{size_bytes / 2**30:.2f} GiB"
-    return f"{size_bytes / 2**20:.0f} MiB"
+    if size_bytes >= 2**20:
+        return f"{size_bytes / 2**20:.0f} MiB"
+    return f"{size_bytes / 2**10:.0f} KiB"
