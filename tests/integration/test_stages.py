@@ -161,6 +161,7 @@ def test_evaluate_with_and_without_a_champion(bench: Bench) -> None:
     first = bench.run(plan, Stage.EVALUATE, train=train)
     assert set(bench.request(plan, Stage.EVALUATE)["inputs"]) == {"dataset", "model"}
     assert "champion_version" not in first.result.facts
+    bench.mlflow.finish_run.assert_called_once_with("mlflow-run-1", "FINISHED")
 
     bench.mlflow.alias.return_value = ModelVersionInfo(bench.pipeline, "3", "r", "models:/m-9", {"airloom.digest": "c"})
     second = bench.run(plan, Stage.EVALUATE, train=train)

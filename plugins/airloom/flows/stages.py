@@ -319,6 +319,8 @@ def _succeed(work: _Work, handle: JobHandle, job_exit: JobExit, result: StageRes
             cache.record(work.hooks, work.plan, outcome, inputs=work.inputs.digests)
         except AirloomError as error:
             work.on_log(f"the result was not noted for later runs: {error}")
+    if work.stage is Stage.EVALUATE:  # the last to log; the gate writes only tags and artifacts
+        _finish_tracking(work, "FINISHED")
     work.runner.mark_collected(handle)
     return outcome
 
@@ -334,10 +336,10 @@ def _with_known(work: _Work, result: StageResult, started: StageTry | None = Non
 
 
 def _finish_tracking(work: _Work, status: str) -> None:
-    """End the MLflow run of a stage that failed; a later try runs it again."""
+    """End the MLflow run that a stage logged to; a later try, or stage, runs it again."""
     started = _read_try(work)
     if started is not None and started.mlflow_run_id:
-        with suppress(AirloomError):  # the stage's own failure is what matters
+        with suppress(AirloomError):  # how the stage itself ended is what matters
             work.hooks.mlflow.finish_run(started.mlflow_run_id, status)
 
 
