@@ -1,0 +1,173 @@
+"""Deploy a release: beside the old one, in steps, watched, and undone by itself."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from airloom.contract import Deployment, Release, RunPlan
+from airloom.errors import AirloomError, PlatformError, RolledBackError, ServiceError
+from airloom.flows.deployments import (
+    ReferenceRow,
+    answering,
+    deployment,
+    differences,
+    direct,
+    one_at_a_time,
+    reference_rows,
+    save,
+    target_of,
+)
+from airloom.flows.release import ensure_bundle
+from airloom.hooks.serving import ServingClient
+from airloom.spec.pipeline import Canary, PipelineSpec
+
+if TYPE_CHECKING:
+    from airloom.hooks.connect import Hooks
+    from airloom.hooks.deploy_process import ProcessTarget
+
+OnStep = Callable[[str], None]
+
+PROBES_PER_SECOND = 20.0
+# Fewer answers than this say nothing of a median; a step's own probes give more.
+_MIN_PROBES = 10
+# A median of a few milliseconds doubles when another process takes the processor for a moment.
+_LATENCY_FLOOR_SECONDS = 0.02
+
+
+def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: OnStep = lambda text: None) -> Deployment:
+    """Start a release beside the one that answers and move the traffic to it in the pipeline's canary steps.
+
+    Each step lasts `canary.step_time`. The release must answer the evaluation's reference rows as the evaluation
+    did; at every step its 5xx rate (of all its traffic) and its median latency (of probes sent to both releases by
+    turns) must keep within the pipeline's bounds. The earlier release goes on running until `verify` has passed.
+    Killed and tried again, it starts over.
+
+    Raises:
+        RolledBackError: the release did not hold; the earlier one answers again, with all traffic.
+        UnavailableError: the gateway or the store did not answer.
+    """
+    spec = PipelineSpec.model_validate(plan.spec)
+    target = target_of(hooks, spec)
+    with one_at_a_time(hooks, plan.pipeline):
+        before = deployment(hooks, plan.pipeline)
+        previous = answering(before)
+        if previous == release.version:
+            previous = before.previous if before else None
+            url = target.start(release, ensure_bundle(hooks, release), spec)
+            direct(hooks, spec, (url, 100))
+            on_step(f"release {release.version} answers already")
+            return save(
+                hooks, pipeline=plan.pipeline, release=release.version, previous=previous, url=url, state="live"
+            )
+        old_url = target.url(plan.pipeline, previous) if previous else None
+        try:
+            return _roll_out(hooks, spec, target, release, previous=previous, old_url=old_url, on_step=on_step)
+        except (PlatformError, ServiceError, RolledBackError) as error:
+            reason = undo(hooks, spec, target, release, previous=previous, old_url=old_url, error=error)
+            on_step(reason)
+            raise RolledBackError(reason, hint=f"release {release.version} is kept; mend its cause and push") from error
+
+
+def undo(
+    hooks: Hooks,
+    spec: PipelineSpec,
+    target: ProcessTarget,
+    release: Release,
+    *,
+    previous: str | None,
+    old_url: str | None,
+    error: AirloomError,
+) -> str:
+    """Give all traffic back to the earlier release and end this one; what happened, for people."""
+    if old_url:
+        direct(hooks, spec, (old_url, 100))
+    else:
+        hooks.gateway.remove(spec.name)
+    with suppress(PlatformError):
+        target.stop(spec.name, release.version)
+    now = f"release {previous} answers" if old_url else "nothing is served"
+    reason = f"release {release.version} was rolled back, {now}: {error.message}"
+    save(
+        hooks,
+        pipeline=spec.name,
+        release=release.version,
+        previous=previous,
+        url=old_url or "",
+        state="rolled_back",
+        detail=reason,
+    )
+    return reason
+
+
+def _roll_out(
+    hooks: Hooks,
+    spec: PipelineSpec,
+    target: ProcessTarget,
+    release: Release,
+    *,
+    previous: str | None,
+    old_url: str | None,
+    on_step: OnStep,
+) -> Deployment:
+    bundle = ensure_bundle(hooks, release)
+    on_step(f"starting release {release.version}" + (f" beside {previous}" if old_url else ""))
+    url = target.start(release, bundle, spec)
+    rows = reference_rows(hooks, release)
+    with ServingClient(url) as new:
+        wrong, _ = differences(new, rows, release)
+        if wrong:
+            raise RolledBackError(f"{len(wrong)} reference answers differ from the evaluation's; {wrong[0]}")
+        on_step(f"release {release.version} at {url} gives the evaluation's answers to {len(rows)} reference rows")
+        if old_url is None:
+            direct(hooks, spec, (url, 100))
+            on_step("100% of the traffic: there was no earlier release")
+        else:
+            save(hooks, pipeline=spec.name, release=release.version, previous=previous, url=url, state="canary")
+            with ServingClient(old_url) as old:
+                for percent in spec.deploy.canary.steps:
+                    direct(hooks, spec, (old_url, 100 - percent), (url, percent))
+                    figures = _watch(spec.deploy.canary, rows, old=old, new=new)
+                    on_step(f"{percent}% of the traffic: {figures}")
+    return save(hooks, pipeline=spec.name, release=release.version, previous=previous, url=url, state="live")
+
+
+def _watch(canary: Canary, rows: list[ReferenceRow], *, old: ServingClient, new: ServingClient) -> str:
+    """Watch one step and say what was seen.
+
+    Raises:
+        RolledBackError: a bound was passed.
+        UnavailableError: the new release does not answer.
+    """
+    start = new.counters()
+    old_seconds: list[float] = []
+    new_seconds: list[float] = []
+    deadline = time.monotonic() + canary.step_time
+    while time.monotonic() < deadline or len(new_seconds) < _MIN_PROBES:
+        row = rows[len(new_seconds) % len(rows)]
+        # By turns, so that what slows the machine slows both.
+        with suppress(ServiceError):
+            old_seconds.append(old.predict(row.content, row.media_type).seconds)
+        new_seconds.append(new.predict(row.content, row.media_type).seconds)
+        time.sleep(1 / PROBES_PER_SECOND)
+    seen = new.counters().since(start)
+    rate = seen.failed / seen.answered if seen.answered else 0.0
+    if rate > canary.max_error_rate:
+        raise RolledBackError(
+            f"{seen.failed} of its {seen.answered} answers failed, {rate:.2%}; allowed are {canary.max_error_rate:.2%}"
+        )
+    new_median = statistics.median(new_seconds)
+    text = f"{seen.answered} answers, {seen.failed} failed, median {new_median * 1000:.1f} ms"
+    if not old_seconds:
+        return text
+    old_median = statistics.median(old_seconds)
+    ratio = new_median / old_median
+    if ratio > canary.max_latency_ratio and new_median > _LATENCY_FLOOR_SECONDS:
+        raise RolledBackError(
+            f"its median latency is {new_median * 1000:.1f} ms, {ratio:.1f} times the earlier release's "
+            f"{old_median * 1000:.1f} ms; allowed are {canary.max_latency_ratio:g} times"
+        )
+    return f"{text} ({ratio:.2f} times the earlier release's)"

@@ -1,0 +1,185 @@
+"""What answers for each pipeline: the stored state, the target that runs it, and putting both back together."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from airloom.contract import Deployment, DeployTarget, Release
+from airloom.errors import ConfigError, NotFoundError, ServiceError
+from airloom.flows.release import REFERENCE_FILE, bundle_path, ensure_bundle, release_of
+from airloom.hooks.gateway import Upstream
+from airloom.spec.pipeline import PipelineSpec
+
+if TYPE_CHECKING:
+    from airloom.hooks.connect import Hooks
+    from airloom.hooks.deploy_process import ProcessTarget
+    from airloom.hooks.serving import ServingClient
+
+# encode() rounds to 4 decimals, and another batch shape may flip the last of them.
+TOLERANCE = 2e-4
+
+
+@dataclass(frozen=True)
+class ReferenceRow:
+    """An input and the answer that the evaluation got for it."""
+
+    id: str
+    content: bytes
+    media_type: str
+    output: dict[str, Any]
+
+
+def target_of(hooks: Hooks, spec: PipelineSpec) -> ProcessTarget:
+    """What runs the pipeline's releases.
+
+    Raises:
+        ConfigError: this installation has no such target.
+    """
+    if spec.deploy.target is not DeployTarget.PROCESS:
+        raise ConfigError(
+            f"deploy.target {spec.deploy.target.value!r} is not available in this installation",
+            hint="use target 'process'",
+        )
+    from airloom.hooks.deploy_process import ProcessTarget
+
+    return ProcessTarget(hooks.settings, hooks.supervisor)
+
+
+def deployment(hooks: Hooks, pipeline: str) -> Deployment | None:
+    """What is deployed; `None` before the first time."""
+    try:
+        return Deployment.model_validate(hooks.store.get_json(hooks.settings.bucket_airloom, _key(pipeline)))
+    except NotFoundError:
+        return None
+
+
+def save(
+    hooks: Hooks,
+    *,
+    pipeline: str,
+    release: str,
+    previous: str | None,
+    url: str,
+    state: Literal["canary", "live", "rolled_back"],
+    detail: str = "",
+) -> Deployment:
+    """Write what is deployed."""
+    found = Deployment(
+        pipeline=pipeline,
+        release=release,
+        previous=previous,
+        url=url,
+        state=state,
+        updated_at=datetime.now(UTC),
+        detail=detail,
+    )
+    hooks.store.put_json(hooks.settings.bucket_airloom, _key(pipeline), found.model_dump(mode="json"))
+    return found
+
+
+def answering(found: Deployment | None) -> str | None:
+    """The version that all traffic belongs to when no deployment is under way."""
+    if found is None:
+        return None
+    return found.release if found.state == "live" else found.previous
+
+
+@contextmanager
+def one_at_a_time(hooks: Hooks, pipeline: str) -> Iterator[None]:
+    """Let one task at a time change a pipeline's deployment; a killed one holds nothing."""
+    hooks.settings.run_dir.mkdir(parents=True, exist_ok=True)
+    with (hooks.settings.run_dir / f"deploy-{pipeline}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def direct(hooks: Hooks, spec: PipelineSpec, *shares: tuple[str, int]) -> None:
+    """Give each of these processes its percentage of the traffic; those with 0 get none."""
+    upstreams = [Upstream(url=url, weight=weight) for url, weight in shares if weight > 0]
+    hooks.gateway.set_upstreams(spec.name, upstreams, max_body_bytes=spec.deploy.max_upload)
+
+
+def reference_rows(hooks: Hooks, release: Release) -> list[ReferenceRow]:
+    """What the release must answer, from its bundle."""
+    rows = json.loads((bundle_path(hooks, release) / REFERENCE_FILE).read_bytes())["rows"]
+    return [
+        ReferenceRow(row["id"], base64.b64decode(row["image_base64"]), row["media_type"], row["output"]) for row in rows
+    ]
+
+
+def differences(client: ServingClient, rows: list[ReferenceRow], release: Release) -> tuple[list[str], list[str]]:
+    """Ask for every row; one sentence for each answer that is not the evaluation's, and the predictions' ids.
+
+    Raises:
+        UnavailableError: nobody answers.
+    """
+    found, ids = [], []
+    for row in rows:
+        try:
+            body = client.predict(row.content, row.media_type).body
+        except ServiceError as error:
+            if error.retryable:
+                raise
+            found.append(f"row {row.id}: {error}")
+            continue
+        ids.append(str(body.get("id")))
+        if body.get("release") != release.version:
+            found.append(f"row {row.id}: release {body.get('release')} answered, not {release.version}")
+        else:
+            found += [
+                f"row {row.id}: {key} is {body.get(key)!r}, the evaluation had {value!r}"
+                for key, value in row.output.items()
+                if not _close(body.get(key), value)
+            ]
+    return found, ids
+
+
+def restore_routes(hooks: Hooks) -> list[str]:
+    """Point the gateway at what is deployed; for a platform that starts. The pipelines that answer again."""
+    restored = []
+    for item in hooks.store.list(hooks.settings.bucket_airloom, "deployments/"):
+        pipeline = Path(item.key).stem
+        version = answering(deployment(hooks, pipeline))
+        if version is None:
+            continue
+        release = release_of(hooks, pipeline, version)
+        spec = PipelineSpec.model_validate(_plan_spec(hooks, release))
+        bundle = ensure_bundle(hooks, release)
+        direct(hooks, spec, (target_of(hooks, spec).start(release, bundle, spec), 100))
+        restored.append(f"{pipeline} {version}")
+    return restored
+
+
+def _plan_spec(hooks: Hooks, release: Release) -> dict[str, Any]:
+    spec: dict[str, Any] = hooks.store.get_json(*hooks.store.split_uri(release.plan))["spec"]
+    return spec
+
+
+def _close(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        return (
+            isinstance(found, dict)
+            and found.keys() == wanted.keys()
+            and all(_close(found[key], value) for key, value in wanted.items())
+        )
+    if isinstance(wanted, list):
+        return (
+            isinstance(found, list)
+            and len(found) == len(wanted)
+            and all(_close(a, b) for a, b in zip(found, wanted, strict=True))
+        )
+    if isinstance(wanted, float) and isinstance(found, int | float):
+        return abs(found - wanted) <= TOLERANCE
+    return bool(found == wanted)
+
+
+def _key(pipeline: str) -> str:
+    return f"deployments/{pipeline}.json"

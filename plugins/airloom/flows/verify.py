@@ -1,0 +1,68 @@
+"""Verify a deployment from outside, make its model the champion, and end what it replaced."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airloom.contract import Deployment, Release, RunPlan, VerifyReport
+from airloom.errors import NotFoundError, RolledBackError, ServiceError
+from airloom.flows.deploy import undo
+from airloom.flows.deployments import ReferenceRow, differences, one_at_a_time, reference_rows, target_of
+from airloom.flows.deployments import deployment as current
+from airloom.flows.receipts import receipt
+from airloom.hooks.mlflow_records import CHAMPION
+from airloom.hooks.serving import ServingClient
+from airloom.spec.pipeline import PipelineSpec
+
+if TYPE_CHECKING:
+    from airloom.hooks.connect import Hooks
+
+_SHOWN_IDS = 5
+
+
+def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment: Deployment) -> VerifyReport:
+    """Ask the gateway what clients would ask, and hold the answers against the evaluation's.
+
+    Every reference row must be answered by this release as the evaluation answered it, and an answer's receipt must
+    lead back to this release. Then the model becomes the champion and earlier releases are drained and ended.
+
+    Raises:
+        RolledBackError: an answer was wrong; the earlier release answers again, with all traffic.
+        UnavailableError: MLflow or the store did not answer; nothing was undone.
+    """
+    spec = PipelineSpec.model_validate(plan.spec)
+    target = target_of(hooks, spec)
+    rows = reference_rows(hooks, release)
+    with one_at_a_time(hooks, plan.pipeline):
+        now = current(hooks, plan.pipeline)
+        if now is None or now.release != release.version or now.state != "live":
+            found = f"release {now.release} ({now.state})" if now else "nothing"
+            raise RolledBackError(
+                f"{found} is deployed instead of release {release.version}",
+                hint="a later run replaced it; look at that run",
+            )
+        try:
+            ids = _check(hooks, plan.pipeline, release, rows)
+        except (ServiceError, RolledBackError, NotFoundError) as error:
+            previous = deployment.previous
+            old_url = target.url(plan.pipeline, previous) if previous else None
+            reason = undo(hooks, spec, target, release, previous=previous, old_url=old_url, error=error)
+            raise RolledBackError(reason) from error
+        hooks.mlflow.set_alias(release.model_name, CHAMPION, release.model_version)
+        for version in target.running(plan.pipeline):
+            if version != release.version:
+                target.stop(plan.pipeline, version)
+    return VerifyReport(
+        release=release.version, checked=len(rows), equal=len(rows), sample_prediction_ids=ids[:_SHOWN_IDS]
+    )
+
+
+def _check(hooks: Hooks, pipeline: str, release: Release, rows: list[ReferenceRow]) -> list[str]:
+    with ServingClient(hooks.gateway.model_url(pipeline)) as client:
+        wrong, ids = differences(client, rows, release)
+    if wrong:
+        raise RolledBackError(f"{len(wrong)} answers through the gateway are wrong; {wrong[0]}")
+    found = receipt(hooks, ids[0])
+    if found.release.version != release.version:
+        raise RolledBackError(f"the receipt of {ids[0]} leads to release {found.release.version}")
+    return ids
