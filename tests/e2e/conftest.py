@@ -1,0 +1,124 @@
+"""The whole platform, started as a person starts it, in a project folder and on ports of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from airloom.hooks.connect import Hooks
+from airloom.settings import Settings
+from tests.fixtures.services import free_port, free_range
+
+ROOT = Path(__file__).parents[2]
+AIRLOOM = str(Path(sys.executable).with_name("airloom"))
+
+
+class Platform:
+    """A started platform and the command line that a person would use."""
+
+    def __init__(self, folder: Path) -> None:
+        self.project = folder / "project with spaces"
+        shutil.copytree(ROOT / "dags", self.project / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__", ".*_cache")
+        shutil.copytree(ROOT / "gitbucket_repos", self.project / "gitbucket_repos", ignore=ignored)
+        self.config = self.project / "dags" / "configs" / "digits.yaml"
+        config = yaml.safe_load(self.config.read_text())
+        config["stages"]["train"]["params"]["epochs"] = 4  # less accurate than the demo's, and quicker
+        config["gate"]["thresholds"]["accuracy"]["min"] = 0.9
+        config["deploy"]["canary"]["step_time"] = "2s"
+        self.config.write_text(yaml.safe_dump(config, sort_keys=False))
+        serving, internal = free_range(20), free_range(20)
+        ports = {name: free_port() for name in ("airflow_port", "git_port", "mlflow_port", "s3_port", "gateway_port")}
+        values = {
+            "project": self.project,
+            "home": self.project / ".airloom",
+            **ports,
+            "serving_ports": f"{serving}-{serving + 19}",
+            "internal_ports": f"{internal}-{internal + 19}",
+        }
+        self.settings = Settings(_env_file=None, **values)
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith(("AIRLOOM_", "AIRFLOW_"))}
+        self.env |= {f"AIRLOOM_{name.upper()}": str(value) for name, value in values.items()}
+        self.hooks = Hooks(self.settings)
+
+    def airloom(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run the command line in the project's folder."""
+        done = subprocess.run(
+            [AIRLOOM, *arguments],
+            cwd=self.project,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            said = f"{done.stdout}\n{done.stderr}"
+            raise AssertionError(f"airloom {' '.join(arguments)} ended with {done.returncode}\n{said}")
+        return done
+
+    def run(self, *arguments: str) -> dict[str, Any]:
+        """Run the pipeline to its end; the summary that `airloom run --json` prints."""
+        result: dict[str, Any] = json.loads(self.airloom("run", "digits", "--json", *arguments).stdout)
+        return result
+
+    def wait_for(self, what: str, condition: Callable[[], Any], timeout: float = 180) -> Any:
+        """Poll until the condition gives something true."""
+        deadline = time.monotonic() + timeout
+        while True:
+            found = condition()
+            if found:
+                return found
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{what} has not come within {timeout:g} s")
+            time.sleep(0.2)
+
+    def clone(self, repo: str, folder: Path) -> Path:
+        """Clone a stage repo as a person would."""
+        url = self.hooks.git.clone_url(repo).replace(
+            "://", f"://{self.settings.git_user}:{self.settings.secret('git_password')}@"
+        )
+        subprocess.run(["git", "clone", "-q", url, str(folder)], check=True, capture_output=True, env=self.env)
+        return folder
+
+    def push(self, folder: Path, message: str) -> str:
+        """Commit everything and push; the commit."""
+        git = ["git", "-C", str(folder), "-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+        subprocess.run([*git, "commit", "-q", "-a", "-m", message], check=True, capture_output=True, env=self.env)
+        subprocess.run([*git, "push", "-q", "origin", "main"], check=True, capture_output=True, env=self.env)
+        done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True, env=self.env)
+        return done.stdout.strip()
+
+    def deployed(self) -> str | None:
+        """The release that answers now, from the gateway itself."""
+        import httpx
+
+        try:
+            answer = httpx.get(self.hooks.gateway.model_url("digits") + "/info", timeout=10, trust_env=False)
+        except httpx.TransportError:
+            return None
+        return str(answer.json().get("release")) if answer.status_code == 200 else None
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Started, provisioned, and with one finished run of `digits`: release 1.0.0 answers."""
+    found = Platform(tmp_path_factory.mktemp("e2e"))
+    found.airloom("init")
+    found.airloom("up", "--embedded")
+    try:
+        summary = found.run()
+        assert summary["state"] == "success", summary
+        yield found
+    finally:
+        found.airloom("down", check=False)
