@@ -157,6 +157,9 @@ def _evaluate(
         )
     model_uri, model_digest = str(facts["model_uri"]), str(facts["model_digest"])
     found = champion if champion is not None else champion_of(hooks, plan)
+    known = {"champion_version": found.version} if found is not None else {}
+    if found is not None and found.digest == model_digest:
+        found = None  # the candidate is the champion: measuring it twice would tell nothing
 
     def fetch(folder: Path) -> dict[str, Path]:
         inputs = {
@@ -178,7 +181,7 @@ def _evaluate(
         },
         facts=request_facts,
         fetch=fetch,
-        known={"champion_version": found.version} if found is not None else {},
+        known=known,
         environment=_tracking_environment(hooks),
     )
 
