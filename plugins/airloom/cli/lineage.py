@@ -43,6 +43,8 @@ def lineage(
             for node in nodes:
                 _grow(branch, node)
     console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:  # into a file or a pipe nothing has to be cut
+        console = Console(width=400, highlight=False)
     console.print(tree)
     for note in found.notes:
         console.print(f"[yellow]not everything is shown:[/] {_plain(note)}")
