@@ -1,0 +1,71 @@
+# Every command of the project. Paths are relative, so the folder may have any name.
+.DEFAULT_GOAL := help
+.PHONY: help install demo up-embedded status logs down clean test lint format test-unit test-integration test-repos \
+        test-e2e bench lock
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+BIN := .venv/bin
+PYTHON ?=
+UV_VERSION := 0.13.8
+PYTEST := $(BIN)/python -m pytest -q
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
+
+install: ## make .venv with the packages of requirements/lock.txt; does nothing when nothing changed
+	@PYTHON='$(PYTHON)' UV_VERSION='$(UV_VERSION)' bash requirements/install.sh
+
+demo: install ## from nothing to a served model: start the platform, run the pipeline digits, show what is served
+	@$(BIN)/airloom demo
+
+up-embedded: install ## start the platform without Docker
+	@$(BIN)/airloom up --embedded
+
+status: install ## show every service
+	@$(BIN)/airloom status
+
+logs: install ## show what the services wrote
+	@$(BIN)/airloom logs
+
+down: install ## stop the platform; its data stays
+	@$(BIN)/airloom down
+
+clean: install ## remove all data, models, logs and secrets of this installation; asks first
+	@$(BIN)/airloom clean
+
+test: install lint test-unit test-repos test-integration test-e2e ## everything, quickest first
+
+lint: install ## style, types, layers and spelling; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/airloom check
+
+format: install ## put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-unit: install ## single modules; no service
+	$(PYTEST) tests/unit
+
+test-repos: install ## the tests of the three stage repos, each as its own team runs them
+	@for repo in gitbucket_repos/*/; do echo "$$repo"; (cd "$$repo" && ../../$(PYTEST) tests); done
+
+test-integration: install ## real services of one kind
+	$(PYTEST) tests/integration
+
+test-e2e: install ## the whole platform
+	$(PYTEST) tests/e2e
+
+bench: install ## the benchmarks that need no running platform; docs/benchmarks.md tells of the others
+	$(BIN)/python bench/dag_parsing.py
+	$(BIN)/python bench/versioning.py
+	$(BIN)/python -m bench.serving
+
+lock: install ## make requirements/lock.txt anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header \
+	  $${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} -o requirements/lock.txt
+	sed -i 's/+cpu$$//' requirements/lock.txt
