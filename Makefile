@@ -34,7 +34,7 @@ down: install ## stop the platform; its data stays
 clean: install ## remove all data, models, logs and secrets of this installation; asks first
 	@$(BIN)/airloom clean
 
-test: install lint test-unit test-repos test-integration test-e2e ## everything, quickest first
+test: install lint test-unit test-integration test-e2e ## everything, quickest first
 
 lint: install ## style, types, layers and spelling; changes nothing
 	$(BIN)/ruff check .
@@ -48,10 +48,10 @@ format: install ## put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-unit: install ## single modules; no service
+test-unit: install ## single modules, no service; the stage repos' own tests too
 	$(PYTEST) tests/unit
 
-test-repos: install ## the tests of the three stage repos, each as its own team runs them
+test-repos: install ## the tests of the three stage repos alone
 	@for repo in gitbucket_repos/*/; do echo "$$repo"; (cd "$$repo" && ../../$(PYTEST) tests); done
 
 test-integration: install ## real services of one kind

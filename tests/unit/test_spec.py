@@ -70,8 +70,8 @@ def line_of(text: str, part: str) -> int:
 
 # what stands in the file, what is put there, what the message must hold beside file:line
 WRONG = [
-    ("task: classification", "task: clasification", ["task", "'clasification'", "'classification'", "'detection'"]),  # codespell:ignore
-    ("runner: process", "runner: proces", ["runner", "'proces'", "'process', 'docker' or 'kubernetes'"]),  # codespell:ignore
+    ("task: classification", "task: clasification", ["task", "'clasification'", "'classification'", "'detection'"]),
+    ("runner: process", "runner: proces", ["runner", "'proces'", "'process', 'docker' or 'kubernetes'"]),
     ("owner: ds-team", "owner: 7", ["owner", "string", "7"]),
     ("owner: ds-team", "owner: ''", ["owner", "at least 1 character"]),
     ("uri: s3://raw/digits/", "uri: /data/digits", ["source.uri", "'/data/digits'"]),
@@ -93,8 +93,8 @@ WRONG = [
     ('version: "1.0"', 'version: "1.0.0"', ["deploy.version", "'1.0.0'"]),
     ("target: process", "target: docker", ["deploy.target 'docker'", "runner 'docker'"]),
     ("repo: de_datapreprocessing", "repo: ../evil", ["stages.preprocess.repo", "'../evil'"]),
-    ("approval: false", "aproval: false", ["gate.aproval", "no such key"]),  # codespell:ignore
-    ("  preprocess:", "  preproces:", ["stages.preproces", "'preprocess'"]),  # codespell:ignore
+    ("approval: false", "aproval: false", ["gate.aproval", "no such key"]),
+    ("  preprocess:", "  preproces:", ["stages.preproces", "'preprocess'"]),
     ("tags: [vision, demo]", "tags: vision", ["tags", "list", "'vision'"]),
 ]
 

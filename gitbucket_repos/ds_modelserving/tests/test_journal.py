@@ -80,7 +80,7 @@ def test_an_id_is_found_in_any_folder_and_only_whole_entries_count(tmp_path: Pat
     found = find_entry(tmp_path, "second")
     assert found is not None
     assert found.content == b"picture"
-    assert find_entry(tmp_path, "secon") is None  # codespell:ignore
+    assert find_entry(tmp_path, "secon") is None
     assert find_entry(tmp_path / "missing", "second") is None
     writer.close(drained=True)
     assert list(tmp_path.rglob("*.journal")) == []
