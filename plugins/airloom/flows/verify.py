@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from airloom.contract import Deployment, Release, RunPlan, VerifyReport
-from airloom.errors import NotFoundError, RolledBackError, ServiceError
+from airloom.errors import NotFoundError, RolledBackError, ServiceError, UnavailableError
 from airloom.flows.deploy import undo
 from airloom.flows.deployments import ReferenceRow, differences, one_at_a_time, reference_rows, target_of
 from airloom.flows.deployments import deployment as current
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
 
 _SHOWN_IDS = 5
+_PATIENCE_SECONDS = 30.0
 
 
 def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment: Deployment) -> VerifyReport:
@@ -58,8 +59,17 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
 
 
 def _check(hooks: Hooks, pipeline: str, release: Release, rows: list[ReferenceRow]) -> list[str]:
+    import tenacity
+
+    # The gateway or the process may be starting again after a crash: that is no fault of the release.
+    patiently = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(UnavailableError),
+        stop=tenacity.stop_after_delay(_PATIENCE_SECONDS),
+        wait=tenacity.wait_fixed(0.5),
+        reraise=True,
+    )
     with ServingClient(hooks.gateway.model_url(pipeline)) as client:
-        wrong, ids = differences(client, rows, release)
+        wrong, ids = patiently(differences, client, rows, release)
     if wrong:
         raise RolledBackError(f"{len(wrong)} answers through the gateway are wrong; {wrong[0]}")
     found = receipt(hooks, ids[0])
