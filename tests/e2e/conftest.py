@@ -50,6 +50,7 @@ class Platform:
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(("AIRLOOM_", "AIRFLOW_"))}
         self.env |= {f"AIRLOOM_{name.upper()}": str(value) for name, value in values.items()}
         self.hooks = Hooks(self.settings)
+        self.first: dict[str, Any] = {}
 
     def airloom(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run the command line in the project's folder."""
@@ -82,6 +83,11 @@ class Platform:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what} has not come within {timeout:g} s")
             time.sleep(0.2)
+
+    def returned(self, run_id: str, task: str) -> dict[str, Any]:
+        """What a task of a run handed on."""
+        value: dict[str, Any] = self.hooks.airflow.xcom("digits", run_id, task)
+        return value
 
     def clone(self, repo: str, folder: Path) -> Path:
         """Clone a stage repo as a person would."""
@@ -119,6 +125,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     try:
         summary = found.run()
         assert summary["state"] == "success", summary
+        found.first = summary
         yield found
     finally:
         found.airloom("down", check=False)

@@ -1,0 +1,225 @@
+"""From a push to what is served, while clients go on asking. The tests build on each other, in their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airloom.cli.runs import summarize
+from airloom.contract import Deployment, RunPlan
+from airloom.errors import NotFoundError
+from airloom.flows.build import STATUS_CONTEXT
+from airloom.flows.deployments import deployment
+from airloom.flows.release import release_of
+from tests.e2e.conftest import Platform
+from tests.e2e.traffic import Traffic
+
+LEARNS = "functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)"
+LEARNS_NOTHING = "functional.cross_entropy(logits * 0, labels, label_smoothing=label_smoothing)"
+PARAMS = "params = TrainParams.of(request.params)"
+ENCODED = "value = served.predictor.encode(output)"
+
+
+@pytest.fixture(scope="module")
+def modelling(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return platform.clone("ds_mlmodeling", tmp_path_factory.mktemp("clones") / "ds_mlmodeling")
+
+
+@pytest.fixture(scope="module")
+def serving(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return platform.clone("ds_modelserving", tmp_path_factory.mktemp("clones") / "ds_modelserving")
+
+
+def traffic(platform: Platform) -> Traffic:
+    store = platform.hooks.store
+    content = store.get_bytes("raw", next(iter(store.list("raw", "digits/3/"))).key)
+    return Traffic(platform.hooks.gateway.model_url("digits"), content)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replace one piece of a file, which must stand there once."""
+    text = path.read_text()
+    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path}"
+    path.write_text(text.replace(old, new))
+
+
+def code_of(platform: Platform, run_id: str) -> dict[str, str]:
+    """repo -> commit that a run is pinned to; empty before it is."""
+    try:
+        plan = RunPlan.model_validate(platform.returned(run_id, "resolve"))
+    except NotFoundError:
+        return {}
+    return {repo: pin.commit for repo, pin in plan.code.items()}
+
+
+def run_of_push(platform: Platform, repo: str, commit: str) -> dict[str, Any]:
+    """Wait for the run that a push has started, to its end; its summary."""
+
+    def found() -> str | None:
+        recent = platform.hooks.airflow.runs("digits", limit=3)
+        started = [run["dag_run_id"] for run in recent if run["run_type"] == "asset_triggered"]
+        return next((run_id for run_id in started if code_of(platform, run_id).get(repo) == commit), None)
+
+    run_id = platform.wait_for(f"a run of {repo}@{commit[:8]}", found, timeout=120)
+    summary = summarize(platform.hooks, "digits", platform.hooks.airflow.wait("digits", run_id))
+    plan = RunPlan.model_validate(platform.returned(run_id, "resolve"))
+    assert plan.trigger.kind == "push"
+    assert commit[:8] in plan.trigger.detail
+    return summary
+
+
+def build_status(platform: Platform, repo: str, commit: str) -> dict[str, Any]:
+    """Wait until the build of a commit has ended; its status."""
+
+    def ended() -> dict[str, Any] | None:
+        for status in platform.hooks.gitbucket.statuses(repo, commit):
+            if status["context"] == STATUS_CONTEXT:
+                return status if status["state"] != "pending" else None
+        return None
+
+    status: dict[str, Any] = platform.wait_for(f"the status of {repo}@{commit[:8]}", ended, timeout=90)
+    return status
+
+
+def champion(platform: Platform) -> str:
+    found = platform.hooks.mlflow.alias("digits", "champion")
+    assert found is not None
+    return found.version
+
+
+def deployed(platform: Platform) -> Deployment:
+    found = deployment(platform.hooks, "digits")
+    assert found is not None
+    return found
+
+
+def state_of(summary: dict[str, Any], task: str) -> str:
+    return next(str(found["state"]) for found in summary["tasks"] if found["task"] == task)
+
+
+def next_patch(version: str) -> str:
+    major, minor, patch = version.split(".")
+    return f"{major}.{minor}.{int(patch) + 1}"
+
+
+def test_push_of_a_worse_model_is_rejected_and_the_champion_answers(platform: Platform, modelling: Path) -> None:
+    before, was_champion = platform.deployed(), champion(platform)
+    edit(modelling / "modeling" / "loss.py", LEARNS, LEARNS_NOTHING)
+    with traffic(platform) as clients:
+        commit = platform.push(modelling, "Learn nothing")
+        summary = run_of_push(platform, "ds_mlmodeling", commit)
+    assert (summary["state"], summary["verdict"]) == ("success", "rejected"), summary
+    assert any("is not at least 0.9" in reason for reason in summary["reasons"])
+    assert {state_of(summary, task) for task in ("release", "deploy", "verify")} == {"skipped"}
+    decision = platform.returned(summary["run_id"], "gate")
+    assert platform.hooks.mlflow.version("digits", decision["model_version"]).tags["airloom.gate"] == "rejected"
+    assert (platform.deployed(), champion(platform)) == (before, was_champion)
+    assert clients.failures == []
+    assert set(clients.releases) == {before}
+    assert clients.per_second >= 50
+
+
+def test_push_of_a_good_model_is_served_and_no_request_is_lost(platform: Platform, modelling: Path) -> None:
+    before = platform.deployed()
+    assert before is not None
+    edit(modelling / "modeling" / "loss.py", LEARNS_NOTHING, LEARNS)
+    edit(modelling / "modeling" / "train.py", PARAMS, f'{PARAMS}.model_copy(update={{"epochs": 5}})')
+    with traffic(platform) as clients:
+        commit = platform.push(modelling, "Learn for longer")
+        summary = run_of_push(platform, "ds_mlmodeling", commit)
+    assert (summary["state"], summary["verdict"]) == ("success", "promoted"), summary
+    now = platform.deployed()
+    assert now == next_patch(before)
+    release = release_of(platform.hooks, "digits", now)
+    assert release.lineage["ds_mlmodeling"] == commit
+    assert champion(platform) == release.model_version
+    assert build_status(platform, "ds_mlmodeling", commit)["state"] == "success"
+    assert clients.failures == []
+    assert set(clients.releases) == {before, now}
+    assert clients.per_second >= 50
+
+
+def test_push_that_cannot_run_says_where_and_the_next_one_works(platform: Platform, serving: Path) -> None:
+    """The next one changes nothing but the serving: no stage runs again, and the model stays."""
+    before = release_of(platform.hooks, "digits", platform.deployed() or "")
+    app = serving / "serving" / "app.py"
+    good = app.read_text()
+    app.write_text(f"{good}\ndef broken(:\n")
+    broken = platform.push(serving, "Break the syntax")
+    status = build_status(platform, "ds_modelserving", broken)
+    assert status["state"] == "failure"
+    line = len(good.splitlines()) + 2
+    assert f"serving/app.py:{line}" in status["description"]
+
+    app.write_text(f"{good}\n# Nothing but a comment.\n")
+    commit = platform.push(serving, "Mend the syntax")
+    summary = run_of_push(platform, "ds_modelserving", commit)
+    assert summary["state"] == "success", summary
+    assert [task["cache"] for task in summary["tasks"] if task["cache"]] == ["hit", "hit", "hit"]
+    now = release_of(platform.hooks, "digits", platform.deployed() or "")
+    assert now.version == next_patch(before.version)
+    assert now.serving_commit == commit
+    assert (now.model_version, now.model_digest) == (before.model_version, before.model_digest)
+    recent = [run["dag_run_id"] for run in platform.hooks.airflow.runs("digits", limit=5)]
+    assert broken not in [code_of(platform, run_id).get("ds_modelserving") for run_id in recent]
+
+
+def check_rolled_back(platform: Platform, summary: dict[str, Any], *, before: str | None, was_champion: str) -> str:
+    """What a rolled-back deployment leaves; the reason."""
+    assert summary["state"] == "failed", summary
+    assert (state_of(summary, "deploy"), state_of(summary, "verify")) == ("failed", "upstream_failed")
+    wanted = platform.returned(summary["run_id"], "release")["version"]
+    reason = next(str(task["reason"]) for task in summary["tasks"] if task["task"] == "deploy")
+    assert f"release {wanted} was rolled back, release {before} answers" in reason
+    tasks = platform.hooks.airflow.task_instances("digits", summary["run_id"])
+    notes = {task["task_id"]: task["note"] for task in tasks}
+    assert "was rolled back" in (notes["deploy"] or "")
+    found = deployed(platform)
+    assert (found.state, found.release, found.previous) == ("rolled_back", wanted, before)
+    assert (platform.deployed(), champion(platform)) == (before, was_champion)
+    services = [service.name for service in platform.hooks.supervisor.services()]
+    assert not [name for name in services if wanted in name or wanted.replace(".", "-") in name]
+    return reason
+
+
+def test_release_that_answers_wrongly_gets_no_traffic(platform: Platform, serving: Path) -> None:
+    before, was_champion = platform.deployed(), champion(platform)
+    edit(serving / "serving" / "engine.py", ENCODED, f'{ENCODED} | {{"label": "7" if index % 2 else "1"}}')
+    with traffic(platform) as clients:
+        commit = platform.push(serving, "Answer wrongly")
+        summary = run_of_push(platform, "ds_modelserving", commit)
+    reason = check_rolled_back(platform, summary, before=before, was_champion=was_champion)
+    assert "reference answers differ from the evaluation's" in reason
+    assert clients.failures == []
+    assert set(clients.releases) == {before}
+    assert clients.per_second >= 50
+
+
+def test_release_that_fails_under_traffic_is_rolled_back_and_the_next_one_is_served(
+    platform: Platform, serving: Path
+) -> None:
+    before, was_champion = platform.deployed(), champion(platform)
+    engine = serving / "serving" / "engine.py"
+    right = engine.read_text().replace(f'{ENCODED} | {{"label": "7" if index % 2 else "1"}}', ENCODED)
+    engine.write_text(right)
+    # Enough good answers to pass the reference rows and the first step.
+    fails = "self._seen = getattr(self, '_seen', 0) + 1\n                assert self._seen < 50"
+    edit(engine, ENCODED, f"{fails}\n                {ENCODED}")
+    commit = platform.push(serving, "Fail after a while")
+    summary = run_of_push(platform, "ds_modelserving", commit)
+    reason = check_rolled_back(platform, summary, before=before, was_champion=was_champion)
+    assert "500" in reason
+
+    engine.write_text(right)
+    with traffic(platform) as clients:
+        commit = platform.push(serving, "Answer rightly again")
+        summary = run_of_push(platform, "ds_modelserving", commit)
+    assert summary["state"] == "success", summary
+    now = platform.deployed()
+    assert now is not None
+    assert release_of(platform.hooks, "digits", now).serving_commit == commit
+    assert clients.failures == []
+    assert set(clients.releases) == {before, now}
+    assert champion(platform) == was_champion
