@@ -29,11 +29,11 @@ for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3; do
     break
   fi
   if [[ -n ${PYTHON:-} ]]; then
-    fail "PYTHON=$PYTHON is not Python 3.11 or 3.12 ($("$PYTHON" --version 2>&1 || true))" "name another one in PYTHON"
+    fail "PYTHON=$PYTHON is not Python 3.11 or 3.12 ($({ "$PYTHON" --version || echo "not found"; } 2>/dev/null))" "name another one in PYTHON"
   fi
 done
 if [[ -z $python ]]; then
-  fail "Python 3.11 or 3.12 is needed; found $(python3 --version 2>&1 || echo none)" \
+  fail "Python 3.11 or 3.12 is needed; found $({ python3 --version || echo none; } 2>/dev/null)" \
     "Debian 12: apt-get install python3 python3-venv; or name one: make install PYTHON=/path/to/python3.11"
 fi
 command -v git >/dev/null || fail "git is needed and was not found" "Debian: apt-get install git"
