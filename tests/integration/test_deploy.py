@@ -305,9 +305,25 @@ def test_verify_leaves_a_later_release_alone(world: World) -> None:
     first = world.release("1.0.0")
     deployed = world.deploy(first)
     world.deploy(world.release("1.0.1"))
-    with pytest.raises(RolledBackError, match=r"release 1\.0\.1 \(live\) is deployed instead of release 1\.0\.0"):
-        verified(world, first, deployed)
+    report = verified(world, first, deployed)
+    assert (report.superseded_by, report.checked) == ("1.0.1", 0)
     assert world.answers() == {"1.0.1"}
+    world.hooks.mlflow.set_alias.assert_not_called()  # type: ignore[attr-defined]
+
+
+def test_verify_finds_that_a_later_release_was_rolled_back_to_it(world: World) -> None:
+    first = world.release("1.0.0")
+    deployed = world.deploy(first)
+    second = world.release("1.0.1")
+    later = world.deploy(second)
+    world.processes["1.0.1"].wrong = True
+    with pytest.raises(RolledBackError):
+        verified(world, second, later)
+    world.processes["1.0.1"].wrong = False
+    assert verified(world, first, deployed).equal == 5
+    world.hooks.mlflow.set_alias.assert_called_once_with(world.pipeline, "champion", "0")  # type: ignore[attr-defined]
+    with pytest.raises(RolledBackError, match=r"release 1\.0\.1 \(rolled_back\) is deployed instead"):
+        verified(world, second, later)
 
 
 def test_numbers_are_given_once_under_a_race(world: World) -> None:

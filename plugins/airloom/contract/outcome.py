@@ -62,9 +62,14 @@ class Deployment(Frozen):
 
 
 class VerifyReport(Frozen):
-    """Answers that came through the gateway, held against the evaluation's."""
+    """Answers that came through the gateway, held against the evaluation's.
+
+    Attributes:
+        superseded_by: the release of a later run that had taken the traffic before anything was checked.
+    """
 
     release: str
     checked: int
     equal: int
+    superseded_by: str | None = None
     sample_prediction_ids: list[str] = Field(default_factory=list)

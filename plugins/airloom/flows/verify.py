@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from airloom.contract import Deployment, Release, RunPlan, VerifyReport
 from airloom.errors import NotFoundError, RolledBackError, ServiceError, UnavailableError
 from airloom.flows.deploy import undo
-from airloom.flows.deployments import ReferenceRow, differences, one_at_a_time, reference_rows, target_of
+from airloom.flows.deployments import ReferenceRow, answering, differences, one_at_a_time, reference_rows, target_of
 from airloom.flows.deployments import deployment as current
 from airloom.flows.receipts import receipt
 from airloom.hooks.mlflow_records import CHAMPION
@@ -26,6 +26,7 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
 
     Every reference row must be answered by this release as the evaluation answered it, and an answer's receipt must
     lead back to this release. Then the model becomes the champion and earlier releases are drained and ended.
+    Where a later run's release has taken the traffic meanwhile, there is nothing left to verify.
 
     Raises:
         RolledBackError: an answer was wrong; the earlier release answers again, with all traffic.
@@ -36,12 +37,13 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
     rows = reference_rows(hooks, release)
     with one_at_a_time(hooks, plan.pipeline):
         now = current(hooks, plan.pipeline)
-        if now is None or now.release != release.version or now.state != "live":
+        if now is not None and now.release != release.version and now.state != "rolled_back":
+            # It had all traffic when `deploy` ended, so that this run did what it had to do. The champion is the
+            # later run's to set, once it has verified its own.
+            return VerifyReport(release=release.version, checked=0, equal=0, superseded_by=now.release)
+        if answering(now) != release.version:
             found = f"release {now.release} ({now.state})" if now else "nothing"
-            raise RolledBackError(
-                f"{found} is deployed instead of release {release.version}",
-                hint="a later run replaced it; look at that run",
-            )
+            raise RolledBackError(f"{found} is deployed instead of release {release.version}")
         try:
             ids = _check(hooks, plan.pipeline, release, rows)
         except (ServiceError, RolledBackError, NotFoundError) as error:

@@ -22,6 +22,7 @@ from airloom.contract import (
     StageOutcome,
     ValidationReport,
     Verdict,
+    VerifyReport,
 )
 from airloom.errors import AirloomError, ConfigError, DataRejectedError, RolledBackError, StageFailedError
 from airloom.operators.notes import decision_note, note_run, note_task, plan_note
@@ -168,6 +169,10 @@ class FlowOperator(BaseOperator, SkipMixin):
             note_task(hooks, context, f"release {result.version}: {result.model_name} version {result.model_version}")
         elif isinstance(result, Deployment):
             note_task(hooks, context, f"{result.release} is {result.state} {result.detail}".strip())
+        elif isinstance(result, VerifyReport):
+            checked = f"release {result.release}: {result.equal} of {result.checked} answers are the evaluation's"
+            later = f"release {result.superseded_by} of a later run answers instead of {result.release}"
+            note_task(hooks, context, later if result.superseded_by else checked)
 
     def _end_run(self, context: Context, reason: str) -> None:
         """Skip all tasks that come after this one."""
