@@ -16,14 +16,15 @@ from airloom.hooks.connect import Hooks
 OnProgress = Callable[[str, str], None]
 
 TEMPLATE_MESSAGE = "Start from the template"
-STEPS = ("buckets", "raw data", "repositories", "Airflow connections")
+STEPS = ("buckets", "raw data", "repositories", "Airflow connections", "deployments")
 
 # What working in a template's folder leaves behind.
 _EXCLUDED = ("__pycache__/", "*.pyc", "*.egg-info/", ".*_cache/", ".venv/", ".git/", ".hypothesis/", ".benchmarks/")
 
 
 def provision(hooks: Hooks, on_progress: OnProgress = lambda step, state: None, *, seed: bool = True) -> None:
-    """Make buckets, repositories with their first push and hook, and Airflow's connections; write the demo's data.
+    """Make buckets, repositories with their first push and hook, and Airflow's connections; write the demo's data;
+    have every deployed release answer at the gateway.
 
     Args:
         seed: whether to write the demo's raw data.
@@ -32,8 +33,8 @@ def provision(hooks: Hooks, on_progress: OnProgress = lambda step, state: None, 
         ServiceError: a service refused or did not answer. What was done stays; run it again.
     """
     _buckets(hooks, on_progress)
-    with ThreadPoolExecutor(3, thread_name_prefix="provision") as threads:
-        tasks = [threads.submit(step, hooks, on_progress) for step in (_repositories, _connections)]
+    with ThreadPoolExecutor(4, thread_name_prefix="provision") as threads:
+        tasks = [threads.submit(step, hooks, on_progress) for step in (_repositories, _connections, _deployments)]
         if seed:
             tasks.append(threads.submit(_raw_data, hooks, on_progress))
         for task in tasks:
@@ -130,6 +131,14 @@ def _connections(hooks: Hooks, on_progress: OnProgress) -> None:
     for connection_id, connection in wanted.items():
         hooks.airflow.ensure_connection(connection_id, connection)
     on_progress("Airflow connections", f"done: {', '.join(wanted)}")
+
+
+def _deployments(hooks: Hooks, on_progress: OnProgress) -> None:
+    from airloom.flows.deployments import restore_routes
+
+    on_progress("deployments", "working")
+    restored = restore_routes(hooks)
+    on_progress("deployments", f"done: {', '.join(restored) or 'none yet'}")
 
 
 def connections(hooks: Hooks) -> dict[str, dict[str, Any]]:

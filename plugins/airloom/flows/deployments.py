@@ -147,14 +147,16 @@ def restore_routes(hooks: Hooks) -> list[str]:
     restored = []
     for item in hooks.store.list(hooks.settings.bucket_airloom, "deployments/"):
         pipeline = Path(item.key).stem
-        version = answering(deployment(hooks, pipeline))
-        if version is None:
-            continue
-        release = release_of(hooks, pipeline, version)
-        spec = PipelineSpec.model_validate(_plan_spec(hooks, release))
-        bundle = ensure_bundle(hooks, release)
-        direct(hooks, spec, (target_of(hooks, spec).start(release, bundle, spec), 100))
-        restored.append(f"{pipeline} {version}")
+        # A run that the platform's end interrupted may be deploying again already.
+        with one_at_a_time(hooks, pipeline):
+            version = answering(deployment(hooks, pipeline))
+            if version is None:
+                continue
+            release = release_of(hooks, pipeline, version)
+            spec = PipelineSpec.model_validate(_plan_spec(hooks, release))
+            bundle = ensure_bundle(hooks, release)
+            direct(hooks, spec, (target_of(hooks, spec).start(release, bundle, spec), 100))
+            restored.append(f"{pipeline} {version}")
     return restored
 
 
