@@ -153,6 +153,9 @@ def runner_of(plan: RunPlan) -> StageRunner:
     return ProcessRunner()
 
 
+NOT_ITS_OWN_END = frozenset({ExitReason.STOPPED, ExitReason.LOST, ExitReason.SIGNALLED})
+
+
 def _adopt(work: _Work) -> JobHandle | None:
     """A job of an earlier try that is this very work, running or ended; anything else that runs here is stopped."""
     handle = work.runner.find(work.workspace)
@@ -170,6 +173,12 @@ def _adopt(work: _Work) -> JobHandle | None:
         # Known to the cache by now, unless the dataset of preprocess has no version yet.
         reusable = work.stage is Stage.PREPROCESS and not work.plan.force and _ended_well(work)
         return handle if reusable else None
+    if not _ended_well(work):
+        reason = work.runner.wait(handle, work.on_log, lambda: False).reason
+        if reason in NOT_ITS_OWN_END:
+            # Somebody ended it from outside, with the platform, say: that is no result, and costs no try.
+            work.on_log(f"{handle.label} of an earlier try did not end by itself ({reason.value}): starting anew")
+            return None
     work.on_log(f"{handle.label} of an earlier try has ended meanwhile: taking its result")
     return handle
 
