@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, DownstreamTasksSkipped
 
 from airloom.contract import DataVersion, GateDecision, RunPlan, StageResult, ValidationReport, Verdict
 from airloom.contract.assets import stage_asset
@@ -79,6 +79,9 @@ class Ti:
     def xcom_pull(self, task_ids: str) -> Any:
         return self.results.get(task_ids)
 
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -87,7 +90,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Any:
     skipped: list[str] = []
     monkeypatch.setattr(flow, "note_run", lambda hooks, context, text: written.append(("run", text)))
     monkeypatch.setattr(flow, "note_task", lambda hooks, context, text: written.append(("task", text)))
-    monkeypatch.setattr(FlowOperator, "skip", lambda self, ti, tasks: skipped.extend(t.task_id for t in tasks))
+
+    def skip(self: FlowOperator, ti: Ti, tasks: Any) -> None:
+        """As Airflow's: it never comes back."""
+        skipped.extend(task.task_id for task in tasks)
+        raise DownstreamTasksSkipped(tasks=skipped)
+
+    monkeypatch.setattr(FlowOperator, "skip", skip)
 
     def execute(task_id: str, function: Any, **results: Any) -> Any:
         monkeypatch.setattr(Step, "load", lambda self: function)
@@ -100,7 +109,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Any:
                     >> FlowOperator(task_id="deploy", pipeline="digits")
                 )
         handed = {name: value.model_dump(mode="json") for name, value in results.items()}
-        value = task.execute({"ti": Ti(handed, task_id=task_id), "dag": dag, "run_id": "r1", "params": {}})
+        ti = Ti(handed, task_id=task_id)
+        try:
+            value = task.execute({"ti": ti, "dag": dag, "run_id": "r1", "params": {}})
+        except DownstreamTasksSkipped:
+            value = ti.pushed["return_value"]
         return SimpleNamespace(value=value, notes=written, skipped=sorted(skipped))
 
     return execute

@@ -157,7 +157,7 @@ class FlowOperator(BaseOperator, SkipMixin):
             plan = returned(context["ti"], "resolve")
             note_run(hooks, context, f"{plan_note(plan)}\n\n{decision_note(result)}")
             if result.verdict is Verdict.REJECTED:
-                self._end_run(context, "the gate rejected the candidate; the champion stays")
+                self._end_run(context, result, "the gate rejected the candidate; the champion stays")
         elif isinstance(result, ValidationReport):
             for check in result.checks:
                 self.log.info("%s", check)
@@ -174,9 +174,11 @@ class FlowOperator(BaseOperator, SkipMixin):
             later = f"release {result.superseded_by} of a later run answers instead of {result.release}"
             note_task(hooks, context, later if result.superseded_by else checked)
 
-    def _end_run(self, context: Context, reason: str) -> None:
+    def _end_run(self, context: Context, result: Frozen, reason: str) -> None:
         """Skip all tasks that come after this one."""
         self.log.info("%s: what comes after it is skipped", reason)
+        # Skipping raises, so that `execute` never returns what it decided.
+        context["ti"].xcom_push(key="return_value", value=result.model_dump(mode="json"))
         self.skip(context["ti"], self.get_flat_relatives(upstream=False))
 
 
