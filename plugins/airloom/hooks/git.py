@@ -350,7 +350,9 @@ class GitRemote:
 
     def _named(self, repo: str, error: ServiceError | NotFoundError) -> ServiceError | NotFoundError:
         if isinstance(error, NotFoundError):
-            return NotFoundError(f"the git server has no repo {self._owner}/{repo}", hint="make it with: airloom provision")
+            return NotFoundError(
+                f"the git server has no repo {self._owner}/{repo}", hint="make it with: airloom provision"
+            )
         if isinstance(error, AuthError):
             return AuthError(f"the git server refused {self._user!r} for repo {repo}: {error.message}", hint=error.hint)
         return type(error)(f"repo {repo}: {error.message}", hint=error.hint)
