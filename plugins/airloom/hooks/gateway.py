@@ -13,6 +13,8 @@ from airloom.settings import Settings
 
 _ROUTES = "/config/apps/http/servers/gateway/routes"
 _FIRST_OWN_ROUTE = 2  # after the gateway's health and metrics
+# How a serving process that has just started again answers; one with too much to do asks for another time.
+_NO_MODEL_YET = "{http.reverse_proxy.status_code} == 503 && {http.reverse_proxy.header.Retry-After} == '2'"
 
 
 class Upstream(Frozen):
@@ -119,7 +121,7 @@ def pipeline_route(pipeline: str, upstreams: list[Upstream], *, max_body_bytes: 
                     "try_duration": "15s",
                     "try_interval": "100ms",
                     # A prediction changes nothing, so it may be sent again when the process it was sent to dies.
-                    "retry_match": [{"method": ["GET", "HEAD", "POST"]}],
+                    "retry_match": [{"method": ["GET", "HEAD", "POST"]}, {"expression": _NO_MODEL_YET}],
                 },
                 "health_checks": {"passive": {"fail_duration": "1s", "max_fails": 1}},
                 "request_buffers": max_body_bytes,
