@@ -108,7 +108,6 @@ def pipeline_route(pipeline: str, upstreams: list[Upstream], *, max_body_bytes: 
         "@id": _route_id(pipeline),
         "match": [{"path": [f"/{pipeline}", f"/{pipeline}/*"]}],
         "handle": [
-            {"handler": "request_body", "max_size": max_body_bytes},
             {"handler": "rewrite", "strip_path_prefix": f"/{pipeline}"},
             {
                 "handler": "reverse_proxy",
@@ -124,6 +123,7 @@ def pipeline_route(pipeline: str, upstreams: list[Upstream], *, max_body_bytes: 
                     "retry_match": [{"method": ["GET", "HEAD", "POST"]}, {"expression": _NO_MODEL_YET}],
                 },
                 "health_checks": {"passive": {"fail_duration": "1s", "max_fails": 1}},
+                # Larger bodies are passed on as they come: the serving process refuses them, with its reason.
                 "request_buffers": max_body_bytes,
             },
         ],
