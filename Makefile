@@ -66,6 +66,7 @@ bench: install ## the benchmarks that need no running platform; docs/benchmarks.
 	$(BIN)/python -m bench.serving
 
 lock: install ## make requirements/lock.txt anew from pyproject.toml
+	rm -f requirements/lock.txt  # an old pin of torch would bring the build with GPU libraries
 	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header \
 	  $${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} -o requirements/lock.txt
 	sed -i 's/+cpu$$//' requirements/lock.txt
