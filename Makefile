@@ -1,7 +1,7 @@
 # Every command of the project. Paths are relative, so the folder may have any name.
 .DEFAULT_GOAL := help
 .PHONY: help install demo up-embedded status logs down clean test lint format test-unit test-integration test-repos \
-        test-e2e bench lock
+        test-e2e test-faults bench lock
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -57,8 +57,12 @@ test-repos: install ## the tests of the three stage repos alone
 test-integration: install ## real services of one kind
 	$(PYTEST) tests/integration
 
-test-e2e: install ## the whole platform
-	$(PYTEST) tests/e2e
+test-e2e: install ## the whole platform, from a first run to a reproduced one
+	$(PYTEST) tests/e2e/test_pipeline.py
+
+test-faults: install ## the whole platform under pushes and kills; each file has a platform of its own
+	$(PYTEST) tests/e2e/test_push.py
+	$(PYTEST) tests/e2e/test_kills.py
 
 bench: install ## the benchmarks that need no running platform; docs/benchmarks.md tells of the others
 	$(BIN)/python bench/dag_parsing.py
