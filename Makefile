@@ -34,7 +34,7 @@ down: install ## stop the platform; its data stays
 clean: install ## remove all data, models, logs and secrets of this installation; asks first
 	@$(BIN)/airloom clean
 
-test: install lint test-unit test-integration test-e2e ## everything, quickest first
+test: install lint test-unit test-integration test-e2e ## all but test-faults, quickest first
 
 lint: install ## style, types, layers and spelling; changes nothing
 	$(BIN)/ruff check .
