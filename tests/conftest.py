@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not item.path.is_relative_to(ROOT / "tests"):  # a stage repo's own, run beside these
             continue
         kind = item.path.relative_to(ROOT / "tests").parts[0]
-        if kind in {"unit", "integration", "e2e"}:
+        if kind in {"unit", "integration", "e2e", "docker"}:
             item.add_marker(kind)
 
 

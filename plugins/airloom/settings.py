@@ -30,6 +30,7 @@ SECRET_NAMES = (
     "s3_jwt_secret",  # guards the object store's internal ports
     "webhook_secret",  # signs push events
     "serving_admin_token",  # needed to swap a served model
+    "registry_password",  # of the image registry's user
 )
 
 _SOCKET_PATH_BYTES = 100  # Linux takes 107; a few are left for a suffix
@@ -77,6 +78,18 @@ class Settings(BaseSettings):
     gateway_admin_url: str = ""
     supervisor_url: str = ""
     database_url: str = ""
+
+    docker_host: str = ""
+    docker_network: str = "host"
+    work_volume: str = ""
+    build_images: bool = False
+    buildkit_host: str = ""
+    registry: str = ""
+    registry_user: str = ""
+    image_namespace: str = "airloom"
+    python_image: str = "python:3.11.15-slim-bookworm"
+    training_base_image: str = ""
+    ca_bundle: str = ""
 
     git_owner: str = "airloom"
     git_user: str = "airloom"

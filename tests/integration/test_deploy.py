@@ -172,6 +172,8 @@ def world(
         yield found
     for process in found.processes.values():
         process.close()
+    # The store outlives this test, and whoever restores deployments would find this one.
+    s3_store.remove(session_settings.bucket_airloom, f"deployments/{name}.json")
 
 
 def test_the_first_release_gets_all_traffic(world: World) -> None:
@@ -374,3 +376,22 @@ def test_nothing_deployed_is_not_an_error(world: World) -> None:
     assert deployments.answering(None) is None
     with pytest.raises(NotFoundError):
         deployments.release_of(world.hooks, world.pipeline, "1.0.0")
+
+
+def test_one_lost_release_keeps_no_other_pipeline_from_answering(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a platform that starts does: the release that is on record answers, the one that isn't is named."""
+    release = world.release("1.0.0")
+    world.deploy(release)
+    gone = f"{world.pipeline}-gone"
+    store, bucket = world.hooks.store, world.hooks.settings.bucket_airloom
+    deployments.save(world.hooks, pipeline=gone, release="1.0.0", previous=None, url="http://x", state="live")
+    store.put_json(bucket, f"releases/{world.pipeline}/1.0.0.json", release.model_dump(mode="json"))
+    monkeypatch.setattr(deployments, "_plan_spec", lambda hooks, release: world.plan.spec.model_dump(mode="json"))
+    world.hooks.gateway.remove(world.pipeline)
+    try:
+        restored, failed = deployments.restore_routes(world.hooks)
+    finally:
+        store.remove(bucket, f"deployments/{gone}.json")
+    assert f"{world.pipeline} 1.0.0" in restored
+    assert any(line.startswith(f"{gone}: ") and "does not exist" in line for line in failed)
+    assert world.answers() == {"1.0.0"}

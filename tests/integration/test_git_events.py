@@ -322,9 +322,9 @@ def test_only_changes_of_stages_on_main_call_for_a_build(stage_repo: StageRepoFi
     stage_repo.push()
     # The tip is built, whatever order events come in.
     assert ask(before=first, after=second)["build"] == f"{name}@{third}"
-    # There is no object store here, which the commit then says.
+    # How it ends depends on whether an object store runs beside; that it ended is said on the commit either way.
     statuses = GitBucket.from_settings(settings).statuses
-    wait_for(lambda: [s for s in statuses(name, third) if s["state"] == "error"], "status of the build")
+    wait_for(lambda: [s for s in statuses(name, third) if s["state"] != "pending"], "status of the build")
 
 
 def test_who_pushes_is_told_of_the_build(stage_repo: StageRepoFixture, gitbucket: GitBucket) -> None:

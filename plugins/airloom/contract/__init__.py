@@ -8,6 +8,7 @@ from airloom.contract.base import Frozen
 from airloom.contract.card import DataCard, RejectedRow
 from airloom.contract.digest import canonical_json, sha256_bytes, sha256_file, sha256_json, sha256_tree
 from airloom.contract.enums import DeployTarget, ExitCode, Runner, Stage, Verdict
+from airloom.contract.image import ImageRef
 from airloom.contract.outcome import Deployment, StageOutcome, ValidationReport, VerifyReport
 from airloom.contract.plan import CodePin, DataVersion, RunPlan, SourcePin, StagePin, Trigger
 from airloom.contract.release import GateDecision, Receipt, Release
@@ -25,6 +26,7 @@ __all__ = [
     "ExitCode",
     "Frozen",
     "GateDecision",
+    "ImageRef",
     "Output",
     "Receipt",
     "RejectedRow",

@@ -7,6 +7,7 @@ from typing import Literal
 
 from airloom.contract.base import Frozen
 from airloom.contract.enums import Stage
+from airloom.contract.image import ImageRef
 
 
 class BuildRecord(Frozen):
@@ -15,6 +16,7 @@ class BuildRecord(Frozen):
     Attributes:
         pusher: who pushed it, as far as that is known.
         environment: digest of what the code runs in.
+        image: what was built, where the installation builds images.
         stages: stage -> digest of the files that it is made of.
         seconds: how long the build took.
         announced: whether Airflow has been told of it.
@@ -29,6 +31,7 @@ class BuildRecord(Frozen):
     pusher: str = ""
     environment: str
     stages: dict[Stage, str]
+    image: ImageRef | None = None
     built_at: datetime
     seconds: float
     announced: bool = False

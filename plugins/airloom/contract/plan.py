@@ -11,6 +11,7 @@ from pydantic import Field
 from airloom.contract.base import Frozen
 from airloom.contract.digest import sha256_bytes
 from airloom.contract.enums import Runner, Stage
+from airloom.contract.image import ImageRef
 
 _PLAIN_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 
@@ -42,7 +43,8 @@ class StagePin(Frozen):
         repo: the stage repo; its commit is in `RunPlan.code`.
         code_digest: digest of the files that the stage is made of: the same for commits that
             differ elsewhere.
-        environment: digest of what the code runs in: the image, or the installed packages.
+        environment: digest of what the code runs in: the runtime image, or the installed packages.
+        image: what holds code and runtime, where stages run in containers.
         params: the stage's parameters.
         seed: for every random number generator of the stage.
     """
@@ -52,6 +54,7 @@ class StagePin(Frozen):
     environment: str
     params: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
+    image: ImageRef | None = None
 
 
 class SourcePin(Frozen):

@@ -137,8 +137,9 @@ def _deployments(hooks: Hooks, on_progress: OnProgress) -> None:
     from airloom.flows.deployments import restore_routes
 
     on_progress("deployments", "working")
-    restored = restore_routes(hooks)
-    on_progress("deployments", f"done: {', '.join(restored) or 'none yet'}")
+    restored, failed = restore_routes(hooks)
+    said = f"done: {', '.join(restored) or 'none yet'}"
+    on_progress("deployments", said + (f"; not restored: {'; '.join(failed)}" if failed else ""))
 
 
 def connections(hooks: Hooks) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from airloom.contract import Deployment, DeployTarget, Release
-from airloom.errors import ConfigError, NotFoundError, ServiceError
+from airloom.errors import AirloomError, ConfigError, NotFoundError, ServiceError
 from airloom.flows.release import REFERENCE_FILE, bundle_path, ensure_bundle, release_of
 from airloom.hooks.gateway import Upstream
 from airloom.spec.pipeline import PipelineSpec
@@ -142,22 +142,38 @@ def differences(client: ServingClient, rows: list[ReferenceRow], release: Releas
     return found, ids
 
 
-def restore_routes(hooks: Hooks) -> list[str]:
-    """Point the gateway at what is deployed; for a platform that starts. The pipelines that answer again."""
-    restored = []
+def restore_routes(hooks: Hooks) -> tuple[list[str], list[str]]:
+    """Point the gateway at what is deployed; for a platform that starts.
+
+    One pipeline that can't be restored keeps no other from answering.
+
+    Returns:
+        the pipelines and versions that answer again; one sentence for each that doesn't, with its reason.
+    """
+    restored, failed = [], []
     for item in hooks.store.list(hooks.settings.bucket_airloom, "deployments/"):
         pipeline = Path(item.key).stem
-        # A run that the platform's end interrupted may be deploying again already.
-        with one_at_a_time(hooks, pipeline):
-            version = answering(deployment(hooks, pipeline))
-            if version is None:
-                continue
-            release = release_of(hooks, pipeline, version)
-            spec = PipelineSpec.model_validate(_plan_spec(hooks, release))
-            bundle = ensure_bundle(hooks, release)
-            direct(hooks, spec, (target_of(hooks, spec).start(release, bundle, spec), 100))
-            restored.append(f"{pipeline} {version}")
-    return restored
+        try:
+            version = _restore_route(hooks, pipeline)
+        except AirloomError as error:
+            failed.append(f"{pipeline}: {error.message}")
+        else:
+            if version:
+                restored.append(f"{pipeline} {version}")
+    return restored, failed
+
+
+def _restore_route(hooks: Hooks, pipeline: str) -> str | None:
+    # A run that the platform's end interrupted may be deploying again already.
+    with one_at_a_time(hooks, pipeline):
+        version = answering(deployment(hooks, pipeline))
+        if version is None:
+            return None
+        release = release_of(hooks, pipeline, version)
+        spec = PipelineSpec.model_validate(_plan_spec(hooks, release))
+        bundle = ensure_bundle(hooks, release)
+        direct(hooks, spec, (target_of(hooks, spec).start(release, bundle, spec), 100))
+        return version
 
 
 def _plan_spec(hooks: Hooks, release: Release) -> dict[str, Any]:
