@@ -386,7 +386,7 @@ def test_one_lost_release_keeps_no_other_pipeline_from_answering(world: World, m
     store, bucket = world.hooks.store, world.hooks.settings.bucket_airloom
     deployments.save(world.hooks, pipeline=gone, release="1.0.0", previous=None, url="http://x", state="live")
     store.put_json(bucket, f"releases/{world.pipeline}/1.0.0.json", release.model_dump(mode="json"))
-    monkeypatch.setattr(deployments, "_plan_spec", lambda hooks, release: world.plan.spec.model_dump(mode="json"))
+    monkeypatch.setattr(deployments, "_plan_spec", lambda hooks, release: world.plan.spec)
     world.hooks.gateway.remove(world.pipeline)
     try:
         restored, failed = deployments.restore_routes(world.hooks)
