@@ -93,6 +93,8 @@ def _build(hooks: Hooks, pin: CodePin, on_progress: Progress, pusher: str, annou
         record = _make(hooks, pin, environment, on_progress, pusher)
     said = f"built: {', '.join(stage.value for stage in record.stages)}"
     if announce and not record.announced:
+        # The commit is built, however long it takes to tell Airflow.
+        _report(hooks, pin, "success", said, on_progress)
         told, detail = _announce(hooks, record, on_progress)
         if told:
             record = record.model_copy(update={"announced": True})
