@@ -1,7 +1,7 @@
 # Every command of the project. Paths are relative, so the folder may have any name.
 .DEFAULT_GOAL := help
 .PHONY: help install demo up-embedded status logs down clean test lint format test-unit test-integration test-repos \
-        test-e2e test-faults bench lock
+        test-docker test-e2e bench lock
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -34,7 +34,7 @@ down: install ## stop the platform; its data stays
 clean: install ## remove all data, models, logs and secrets of this installation; asks first
 	@$(BIN)/airloom clean
 
-test: install lint test-unit test-integration test-e2e ## all but test-faults, quickest first
+test: install lint test-unit test-integration test-docker test-e2e ## all tests, quickest first
 
 lint: install ## style, types, layers and spelling; changes nothing
 	$(BIN)/ruff check .
@@ -57,10 +57,12 @@ test-repos: install ## the tests of the three stage repos alone
 test-integration: install ## real services of one kind
 	$(PYTEST) tests/integration
 
-test-e2e: install ## the whole platform, from a first run to a reproduced one
-	$(PYTEST) tests/e2e/test_pipeline.py
+test-docker: install ## images, containers and the stack; needs a Docker engine, skips with the reason where there is none
+	$(PYTEST) tests/docker
 
-test-faults: install ## the whole platform under pushes and kills; each file has a platform of its own
+# Each file has a platform of its own.
+test-e2e: install ## the whole platform: a first run to a reproduced one, pushes, and kills
+	$(PYTEST) tests/e2e/test_pipeline.py
 	$(PYTEST) tests/e2e/test_push.py
 	$(PYTEST) tests/e2e/test_kills.py
 
