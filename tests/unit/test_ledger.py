@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from airloom.airflow_pages.metrics import render_metrics
+from airloom.airflow_pages.metrics import FIGURES_PER_STAGE, render_metrics
 from airloom.errors import UnavailableError
 from airloom.flows.figures import figures_of
 from airloom.hooks.ledger import Ledger, TaskOutcome
@@ -110,12 +110,63 @@ def test_metrics(ledger: Ledger) -> None:
     assert value("airloom_task_attempts_total", task="train", state="failed") == 1
     assert value("airloom_stage_cache_total", stage="train", cache="hit") == 1
     assert value("airloom_gate_verdicts_total", verdict="promoted") == 1
-    assert value("airloom_runs", state="success") == 1
+    assert value("airloom_runs_total", state="success") == 1
+    assert value("airloom_runs_total", state="failed") == 0
     assert value("airloom_last_success_timestamp_seconds") == START.timestamp()
-    assert value("airloom_dataset", figure="size_bytes") == 1000
+    assert value("airloom_dataset_size_bytes") == 1000
+    assert value("airloom_dataset_files") == 7
     assert value("airloom_gate_metric", model="candidate", metric="accuracy") == 0.97
     assert value("airloom_gate_metric", model="champion", metric="accuracy") == 0.96
     assert value("airloom_stage_metric", stage="train", metric="loss") == 0.5
+
+
+def test_counters_never_fall(ledger: Ledger) -> None:
+    """A try that still runs is in no counter, and one that has failed once moves a counter that was there before."""
+    ledger.record_task(outcome(state="running", finished_at=None, seconds=None))
+    ledger.record_run("digits", "r1", state="running", started_at=START)
+    before = {key: value for key, value in samples(ledger).items() if key[0].endswith("_total")}
+    assert set(before.values()) <= {0.0}
+    ledger.record_task(outcome(state="failed"))
+    ledger.record_run("digits", "r1", state="failed", finished_at=START + timedelta(minutes=1))
+    after = samples(ledger)
+    assert all(after[key] >= value for key, value in before.items())
+    task = frozenset({"pipeline": "digits", "task": "train", "state": "success"}.items())
+    assert after["airloom_task_attempts_total", task] == 0
+
+
+def test_what_runs_and_what_ended_last(ledger: Ledger) -> None:
+    ledger.record_run("digits", "r1", state="failed", started_at=START, finished_at=START + timedelta(minutes=1))
+    for number in (2, 3):
+        ledger.record_run("digits", f"r{number}", state="running", started_at=START + timedelta(hours=number))
+    found = samples(ledger)
+    digits = ("pipeline", "digits")
+    assert found["airloom_running_runs", frozenset({digits})] == 2
+    oldest = found["airloom_oldest_running_run_timestamp_seconds", frozenset({digits})]
+    assert oldest == (START + timedelta(hours=2)).timestamp()
+    assert found["airloom_last_failure_timestamp_seconds", frozenset({digits})] == START.timestamp() + 60
+    assert ("airloom_last_success_timestamp_seconds", frozenset({digits})) not in found
+    latest = frozenset({digits, ("run_id", "r3"), ("state", "running")})
+    assert found["airloom_last_run_timestamp_seconds", latest] == (START + timedelta(hours=3)).timestamp()
+
+
+def test_rejections_count_from_the_last_promotion(ledger: Ledger) -> None:
+    verdicts = ("rejected", "promoted", "rejected", "rejected", None)
+    for number, verdict in enumerate(verdicts):
+        ledger.record_run("digits", f"r{number}", started_at=START + timedelta(hours=number), verdict=verdict)
+    ledger.record_run("never", "r1", started_at=START, verdict="rejected")
+    ledger.record_run("good", "r1", started_at=START, verdict="promoted")
+    assert ledger.rejections_in_a_row() == {"digits": 2, "never": 1, "good": 0}
+
+
+def test_a_stage_with_thousands_of_figures_makes_few_series(ledger: Ledger) -> None:
+    ledger.record_task(outcome(values={f"recall.{number}": 0.5 for number in range(5000)}))
+    assert len([name for name, _ in samples(ledger) if name == "airloom_stage_metric"]) == FIGURES_PER_STAGE
+
+
+def test_addresses_stand_in_one_series(ledger: Ledger) -> None:
+    text = render_metrics(ledger, {"airflow": "http://127.0.0.1:8080", "mlflow": "http://127.0.0.1:5000"}).decode()
+    line = 'airloom_addresses_info{airflow="http://127.0.0.1:8080",mlflow="http://127.0.0.1:5000"} 1.0'
+    assert line in text.splitlines()
 
 
 @pytest.mark.parametrize("returned", [None, "text", 7, [], {}])

@@ -13,11 +13,12 @@ from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.models.dagrun import DagRun
 from airflow.models.xcom import XComModel
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader
 from sqlalchemy import select
 
 from airloom.airflow_pages.metrics import CONTENT_TYPE, render_metrics
+from airloom.airflow_pages.monitoring import addresses, serving_targets
 from airloom.airflow_pages.run_page import RunPage, run_links
 from airloom.errors import AirloomError, NotFoundError, ServiceError
 from airloom.hooks.connect import Hooks
@@ -59,7 +60,11 @@ def create_app() -> FastAPI:
 
     @app.get("/metrics")
     def metrics() -> Response:
-        return Response(render_metrics(hooks.ledger), media_type=CONTENT_TYPE)
+        return Response(render_metrics(hooks.ledger, addresses(hooks.settings)), media_type=CONTENT_TYPE)
+
+    @app.get("/targets")
+    def targets() -> JSONResponse:
+        return JSONResponse(serving_targets(hooks.gateway))
 
     @app.get("/")
     def index(user: GetUserDep, session: SessionDep) -> Response:

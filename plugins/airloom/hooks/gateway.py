@@ -12,6 +12,7 @@ from airloom.errors import ServiceError, UnavailableError
 from airloom.settings import Settings
 
 _ROUTES = "/config/apps/http/servers/gateway/routes"
+_ROUTE_PREFIX = "pipeline-"
 _FIRST_OWN_ROUTE = 2  # after the gateway's health and metrics
 # How a serving process that has just started again answers; one with too much to do asks for another time.
 _NO_MODEL_YET = "{http.reverse_proxy.status_code} == 503 && {http.reverse_proxy.header.Retry-After} == '2'"
@@ -61,14 +62,23 @@ class Gateway:
     def upstreams(self, pipeline: str) -> list[Upstream]:
         """Who answers for a pipeline now; empty when nobody does."""
         answer = self._request("GET", f"/id/{_route_id(pipeline)}")
+        return [] if answer.is_error else _upstreams_of(answer.json())
+
+    def routes(self) -> dict[str, list[Upstream]]:
+        """pipeline -> who answers for it now.
+
+        Raises:
+            UnavailableError: the gateway does not answer.
+            ServiceError: it does not tell.
+        """
+        answer = self._request("GET", _ROUTES)
         if answer.is_error:
-            return []
-        proxy = answer.json()["handle"][-1]
-        weights = proxy["load_balancing"]["selection_policy"]["weights"]
-        return [
-            Upstream(url=f"http://{upstream['dial']}", weight=weight)
-            for upstream, weight in zip(proxy["upstreams"], weights, strict=True)
-        ]
+            raise ServiceError(f"the gateway did not tell its routes: {answer.text[:500]}")
+        return {
+            route["@id"].removeprefix(_ROUTE_PREFIX): _upstreams_of(route)
+            for route in answer.json()
+            if route.get("@id", "").startswith(_ROUTE_PREFIX)
+        }
 
     def remove(self, pipeline: str) -> None:
         """Answer 404 for a pipeline from now on. No such route: no change."""
@@ -131,5 +141,14 @@ def pipeline_route(pipeline: str, upstreams: list[Upstream], *, max_body_bytes: 
     }
 
 
+def _upstreams_of(route: dict[str, Any]) -> list[Upstream]:
+    proxy = route["handle"][-1]
+    weights = proxy["load_balancing"]["selection_policy"]["weights"]
+    return [
+        Upstream(url=f"http://{upstream['dial']}", weight=weight)
+        for upstream, weight in zip(proxy["upstreams"], weights, strict=True)
+    ]
+
+
 def _route_id(pipeline: str) -> str:
-    return f"pipeline-{pipeline}"
+    return f"{_ROUTE_PREFIX}{pipeline}"

@@ -164,9 +164,9 @@ class Ledger:
         ]
 
     def task_counts(self) -> list[tuple[str, str, str, int]]:
-        """(pipeline, task, state, tries)."""
+        """(pipeline, task, state, ended tries): these only grow."""
         columns = self._tables.tasks.c
-        return self._counts(columns.pipeline, columns.task, columns.state)
+        return self._counts(columns.pipeline, columns.task, columns.state, where=columns.state != "running")
 
     def cache_counts(self) -> list[tuple[str, str, str, int]]:
         """(pipeline, stage, `hit` | `miss` | `forced`, times)."""
@@ -174,7 +174,7 @@ class Ledger:
         return self._counts(columns.pipeline, columns.task, columns.cache, where=columns.cache.is_not(None))
 
     def run_counts(self) -> list[tuple[str, str, int]]:
-        """(pipeline, state, runs)."""
+        """(pipeline, state, runs), running ones too."""
         columns = self._tables.runs.c
         return self._counts(columns.pipeline, columns.state)
 
@@ -183,15 +183,60 @@ class Ledger:
         columns = self._tables.runs.c
         return self._counts(columns.pipeline, columns.verdict, where=columns.verdict.is_not(None))
 
-    def last_success(self) -> dict[str, datetime]:
-        """pipeline -> when a run of it last ended well."""
+    def last_ends(self) -> dict[tuple[str, str], datetime]:
+        """(pipeline, state) -> when a run last ended so."""
         from sqlalchemy import func, select
 
         table = self._tables.runs
-        query = select(table.c.pipeline, func.max(table.c.finished_at)).where(table.c.state == "success")
+        query = select(table.c.pipeline, table.c.state, func.max(table.c.finished_at)).where(table.c.state != "running")
+        with self._connection() as connection:
+            rows = connection.execute(query.group_by(table.c.pipeline, table.c.state)).all()
+        return {(pipeline, state): at for pipeline, state, at in rows if at is not None}
+
+    def oldest_running(self) -> dict[str, datetime]:
+        """pipeline -> when the first of its runs that still run began."""
+        from sqlalchemy import func, select
+
+        table = self._tables.runs
+        query = select(table.c.pipeline, func.min(table.c.started_at)).where(table.c.state == "running")
         with self._connection() as connection:
             rows = connection.execute(query.group_by(table.c.pipeline)).all()
         return {pipeline: at for pipeline, at in rows if at is not None}
+
+    def latest_runs(self) -> list[RunOutcome]:
+        """The run of each pipeline that began last."""
+        from sqlalchemy import func, select
+
+        table = self._tables.runs
+        latest = select(table.c.pipeline, func.max(table.c.started_at).label("at")).group_by(table.c.pipeline)
+        newest = latest.subquery()
+        query = select(table).join(
+            newest, (table.c.pipeline == newest.c.pipeline) & (table.c.started_at == newest.c.at)
+        )
+        with self._connection() as connection:
+            rows = connection.execute(query.order_by(table.c.run_id)).mappings().all()
+        return list({row["pipeline"]: RunOutcome(**row) for row in rows}.values())
+
+    def rejections_in_a_row(self) -> dict[str, int]:
+        """pipeline -> candidates that the gate has rejected since it last promoted one."""
+        from sqlalchemy import Integer, func, or_, select
+
+        table = self._tables.runs
+        promoted = (
+            select(table.c.pipeline, func.max(table.c.started_at).label("at"))
+            .where(table.c.verdict == "promoted")
+            .group_by(table.c.pipeline)
+            .subquery()
+        )
+        later = or_(promoted.c.at.is_(None), table.c.started_at > promoted.c.at)
+        query = (
+            select(table.c.pipeline, func.sum(((table.c.verdict == "rejected") & later).cast(Integer())))
+            .outerjoin(promoted, table.c.pipeline == promoted.c.pipeline)
+            .where(table.c.verdict.is_not(None))
+            .group_by(table.c.pipeline)
+        )
+        with self._connection() as connection:
+            return {pipeline: int(count) for pipeline, count in connection.execute(query).all()}
 
     def latest_values(self) -> list[TaskOutcome]:
         """The latest successful try of each task that has figures."""
