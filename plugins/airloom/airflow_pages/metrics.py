@@ -15,6 +15,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 RUN_ENDS = ("success", "failed")
 TASK_ENDS = ("success", "failed", "skipped")
 VERDICTS = tuple(Verdict)
+CACHES = ("hit", "miss", "forced")
 # A model that reports a figure for each of thousands of classes must not make a time series of each.
 FIGURES_PER_STAGE = 200
 
@@ -58,7 +59,7 @@ def collect(ledger: Ledger) -> Iterator[Metric]:
         "airloom_stage_cache",
         "Stages that reused or made a result.",
         ("pipeline", "stage", "cache"),
-        ledger.cache_counts(),
+        _with_zeros(ledger.cache_counts(), CACHES),
     )
     verdicts = _with_zeros(ledger.verdict_counts(), VERDICTS)
     yield _counter("airloom_gate_verdicts", "Decisions of the gate.", ("pipeline", "verdict"), verdicts)

@@ -47,6 +47,14 @@ class Metrics:
             registry=self.registry,
         )
 
+        # Counters begin with 0: one that first appears as 1 has not increased in Prometheus' eyes.
+        for counter, outcomes in (
+            (self.deliveries, ("delivered", "retried", "failed")),
+            (self.builds, ("success", "failure")),
+        ):
+            for outcome in outcomes:
+                counter.labels(outcome)
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
