@@ -1,0 +1,78 @@
+"""A person is asked, on a real Airflow, with the task that pipelines have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import requests
+
+from tests.fixtures.airflow import RunningAirflow, airflow, until  # noqa: F811, F401
+
+pytestmark = pytest.mark.timeout(240)
+
+DAG_FILE = """
+from datetime import UTC, datetime
+from airflow.sdk import DAG, BaseOperator
+from airloom.dag_factory import _approve
+from airloom.spec.load import load_pipeline
+from airloom.settings import get_settings
+
+
+class Say(BaseOperator):
+    def execute(self, context):
+        return {"verdict": "promoted", "reasons": ["accuracy 0.97 is at least 0.9"]}
+
+
+with DAG("asks", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False,
+         params={"skip_approval": False}):
+    spec = load_pipeline(get_settings().configs_dir / "digits.yaml")
+    Say(task_id="gate") >> _approve(spec) >> Say(task_id="release")
+"""
+
+
+@pytest.fixture(scope="module")
+def asks(airflow: RunningAirflow) -> RunningAirflow:  # noqa: F811
+    (airflow.settings.project / "dags" / "asks.py").write_text(DAG_FILE)
+    until(lambda: any(dag["dag_id"] == "asks" for dag in airflow.api.dags()), seconds=60, what="the DAG is not seen")
+    return airflow
+
+
+def states(airflow: RunningAirflow, run_id: str) -> dict[str, str]:  # noqa: F811
+    return {task["task_id"]: task["state"] for task in airflow.api.task_instances("asks", run_id)}
+
+
+def details(airflow: RunningAirflow, run_id: str, answer: str | None = None) -> dict[str, Any]:  # noqa: F811
+    """What the person is asked; with `answer`, answers it as the UI does."""
+    base = airflow.api.url
+    body = {"username": "admin", "password": airflow.settings.secret("admin_password")}
+    token = requests.post(f"{base}/auth/token", json=body, timeout=20).json()["access_token"]
+    url = f"{base}/api/v2/dags/asks/dagRuns/{requests.utils.quote(run_id, safe='')}/taskInstances/approve/-1/hitlDetails"
+    headers = {"Authorization": f"Bearer {token}"}
+    if answer is None:
+        found = requests.get(url, headers=headers, timeout=20)
+    else:
+        found = requests.patch(url, headers=headers, json={"chosen_options": [answer], "params_input": {}}, timeout=20)
+    assert found.ok, found.text
+    return dict(found.json())
+
+
+@pytest.mark.parametrize(("answer", "release"), [("Approve", "success"), ("Reject", "skipped")])
+def test_the_run_waits_for_the_answer(asks: RunningAirflow, answer: str, release: str) -> None:
+    run_id = asks.api.trigger("asks")
+    until(
+        lambda: states(asks, run_id).get("approve") in {"awaiting_input", "deferred"}, seconds=60, what="nobody is asked"
+    )
+    asked = details(asks, run_id)
+    assert asked["subject"] == "Release the new model of digits?"
+    assert "accuracy 0.97 is at least 0.9" in asked["body"]
+    assert states(asks, run_id)["release"] is None
+    details(asks, run_id, answer)
+    assert asks.api.wait("asks", run_id, timeout_seconds=90)["state"] == "success"
+    assert states(asks, run_id) == {"gate": "success", "approve": "success", "release": release}
+
+
+def test_nobody_is_asked_where_the_run_says_so(asks: RunningAirflow) -> None:
+    run_id = asks.api.trigger("asks", {"skip_approval": True})
+    assert asks.api.wait("asks", run_id, timeout_seconds=60)["state"] == "success"
+    assert states(asks, run_id) == {"gate": "success", "approve": "success", "release": "success"}
