@@ -7,13 +7,14 @@ file in `secrets_dir`, made by `airloom init`, and read when it is needed.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import re
 import stat
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from airloom.errors import ConfigError
@@ -77,6 +78,7 @@ class Settings(BaseSettings):
     gateway_url: str = ""
     gateway_admin_url: str = ""
     supervisor_url: str = ""
+    metrics_networks: str = ""
     database_url: str = ""
 
     docker_host: str = ""
@@ -99,6 +101,13 @@ class Settings(BaseSettings):
     bucket_dvc: str = "dvc"
     bucket_mlflow: str = "mlflow"
     bucket_airloom: str = "airloom"
+
+    @field_validator("metrics_networks")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        for network in value.split():
+            ipaddress.ip_network(network)
+        return value
 
     @cached_property
     def home_dir(self) -> Path:

@@ -36,6 +36,7 @@ from tests.fixtures.prometheus import (
     MONITORING,
     PrometheusApi,
     check_rules,
+    embedded_addresses,
     exposing,
     exposition,
     local_config,
@@ -56,7 +57,6 @@ TEXTS = {
     "dcgm": "dcgm-exporter:9400",
     "minio": "minio:9000",
 }
-SEAWEED_METRICS = 7  # offset in AIRLOOM_INTERNAL_PORTS
 
 
 @dataclass
@@ -172,17 +172,16 @@ def world(
             releases.append(Upstream(url=served.url, weight=weight))
         gateway.set_upstreams("tiny", releases, max_body_bytes=100_000)
         addresses = {
+            **embedded_addresses(plugin_settings),
             "airflow-api-server:8080": plugin,
-            "gateway:8000": f"127.0.0.1:{plugin_settings.gateway_port}",
             "mlflow:5000": f"127.0.0.1:{mlflow_settings.mlflow_port}",
             "git:8081": f"127.0.0.1:{git_settings.git_port}",
-            "seaweedfs:9327": f"127.0.0.1:{session_settings.internal_port(SEAWEED_METRICS)}",
+            "seaweedfs:9327": embedded_addresses(session_settings)["seaweedfs:9327"],
             "statsd-exporter:9102": stack.enter_context(exposing(exporter.text)),
             "node-exporter:9100": stack.enter_context(exporter_of("prometheus-node-exporter", folder)),
             "pushgateway:9091": stack.enter_context(exporter_of("prometheus-pushgateway", folder)),
             "jenkins:8080": stack.enter_context(exposing(exposition("jenkins"))),
             **{host: stack.enter_context(exposing(exposition(job))) for job, host in TEXTS.items()},
-            "prometheus:9090": "prometheus:9090",  # replaced when its port is known
         }
         stop = threading.Event()
         busy = threading.Thread(

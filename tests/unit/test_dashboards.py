@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from airloom.embedded.gateway_server import base_config
+from tests.conftest import make_settings
 from tests.fixtures.prometheus import DASHBOARDS, MONITORING, RULES, panel_queries, rule_expressions
 from tests.fixtures.statsd import MAPPING, known_names
 
@@ -156,3 +159,15 @@ def test_every_service_has_one_job_and_grafana_reads_what_is_provisioned() -> No
     assert (source["uid"], source["type"]) == ("prometheus", "prometheus")
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "airloom.yml").read_text())["providers"]
     assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
+
+
+def test_metrics_of_the_gateway_are_for_this_machine_and_named_networks(tmp_path: Path) -> None:
+    def readers(**values: str) -> list[str]:
+        routes = base_config(make_settings(tmp_path, **values), [])["apps"]["http"]["servers"]["gateway"]["routes"]
+        return list(routes[0]["match"][0]["remote_ip"]["ranges"])
+
+    own = ["127.0.0.0/8", "::1/128"]
+    assert readers() == own
+    assert readers(metrics_networks="172.30.0.0/24  fd00::/8") == [*own, "172.30.0.0/24", "fd00::/8"]
+    with pytest.raises(ValidationError, match=r"metrics_networks[\s\S]*does not appear to be"):
+        readers(metrics_networks="everybody")

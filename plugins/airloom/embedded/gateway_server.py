@@ -45,10 +45,12 @@ def service(settings: Settings) -> Service:
 
 def base_config(settings: Settings, routes: list[dict[str, Any]]) -> dict[str, Any]:
     """The whole configuration: these routes between the gateway's own and the answer for all others."""
-    # Metrics name every model's traffic, so they are for this machine alone even where the gateway is for all.
+    # Metrics name every model's traffic, so they are for this machine and the networks named for it, even where the
+    # gateway is for all.
+    readers = ["127.0.0.0/8", "::1/128", *settings.metrics_networks.split()]
     own = [
         {
-            "match": [{"path": ["/-/metrics"], "remote_ip": {"ranges": ["127.0.0.0/8", "::1/128"]}}],
+            "match": [{"path": ["/-/metrics"], "remote_ip": {"ranges": readers}}],
             "handle": [{"handler": "metrics"}],
             "terminal": True,
         },
