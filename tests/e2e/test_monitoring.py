@@ -1,0 +1,52 @@
+"""The dashboards over a platform that has really run: what Grafana would show after a person's first two runs."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import yaml
+
+from tests.e2e.conftest import Platform
+from tests.e2e.test_pipeline import predicted
+from tests.fixtures.prometheus import (
+    PrometheusApi,
+    check_rules,
+    embedded_addresses,
+    local_config,
+    running_prometheus,
+    wait_for_panels,
+)
+
+# What the embedded platform has no service or no exporter for; tests/integration/test_monitoring.py has these.
+ABSENT = {"airflow", "buildkit", "cadvisor", "dcgm", "grafana", "jenkins", "minio", "mysql", "node", "pushgateway"}
+
+
+def test_every_panel_shows_data_of_real_runs(platform: Platform, tmp_path: Path) -> None:
+    # Another model, so that the gate has two to compare: the first run had no champion.
+    config = yaml.safe_load(platform.config.read_text())
+    config["stages"]["train"]["seed"] += 1
+    platform.config.write_text(yaml.safe_dump(config, sort_keys=False))
+    summary = platform.run()
+    assert (summary["state"], summary["verdict"] in {"promoted", "rejected"}) == ("success", True)
+    configured, absent = local_config(embedded_addresses(platform.settings))
+    assert absent == ABSENT | {"registry"}
+    stop = threading.Event()
+
+    def clients() -> None:
+        while not stop.wait(0.2):
+            predicted(platform)
+
+    busy = threading.Thread(target=clients)
+    with running_prometheus(configured, tmp_path) as url:
+        busy.start()
+        try:
+            left_out = wait_for_panels(url, absent_jobs=absent, seconds=90)
+        finally:
+            stop.set()
+            busy.join(60)
+        assert all(query.jobs <= absent for query in left_out)
+        assert check_rules(url)["airloom:serving_requests:rate5m"] > 0
+        api = PrometheusApi(url)
+        assert api.problems() == []
+        assert set(api.jobs()) == {"airloom", "serving", "gateway", "mlflow", "git", "seaweedfs", "prometheus"}
