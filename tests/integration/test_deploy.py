@@ -378,6 +378,22 @@ def test_nothing_deployed_is_not_an_error(world: World) -> None:
         deployments.release_of(world.hooks, world.pipeline, "1.0.0")
 
 
+def test_the_champion_is_what_answers_after_a_roll_back(world: World) -> None:
+    """The run of 1.0.1 left the champion to that of 1.0.2, which then gave the traffic back."""
+    first = world.release("1.0.1")
+    deployed = world.deploy(first)
+    second = world.release("1.0.2")
+    later = world.deploy(second)
+    assert verified(world, first, deployed).superseded_by == "1.0.2"
+    store, bucket = world.hooks.store, world.hooks.settings.bucket_airloom
+    store.put_json(bucket, f"releases/{world.pipeline}/1.0.1.json", first.model_dump(mode="json"))
+    world.processes["1.0.2"].wrong = True
+    with pytest.raises(RolledBackError):
+        verified(world, second, later)
+    world.hooks.mlflow.set_alias.assert_called_once_with(world.pipeline, "champion", "1")  # type: ignore[attr-defined]
+    assert world.answers() == {"1.0.1"}
+
+
 def test_one_lost_release_keeps_no_other_pipeline_from_answering(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a platform that starts does: the release that is on record answers, the one that isn't is named."""
     release = world.release("1.0.0")

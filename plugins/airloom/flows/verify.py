@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from airloom.contract import Deployment, Release, RunPlan, VerifyReport
@@ -10,6 +11,7 @@ from airloom.flows.deploy import undo
 from airloom.flows.deployments import ReferenceRow, answering, differences, one_at_a_time, reference_rows, target_of
 from airloom.flows.deployments import deployment as current
 from airloom.flows.receipts import receipt
+from airloom.flows.release import release_of
 from airloom.hooks.mlflow_records import CHAMPION
 from airloom.hooks.serving import ServingClient
 from airloom.spec.pipeline import PipelineSpec
@@ -50,6 +52,8 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
             previous = deployment.previous
             old_url = target.url(plan.pipeline, previous) if previous else None
             reason = undo(hooks, spec, target, release, previous=previous, old_url=old_url, error=error)
+            if old_url and previous:
+                _make_champion(hooks, plan.pipeline, previous)
             raise RolledBackError(reason) from error
         hooks.mlflow.set_alias(release.model_name, CHAMPION, release.model_version)
         for version in target.running(plan.pipeline):
@@ -58,6 +62,13 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
     return VerifyReport(
         release=release.version, checked=len(rows), equal=len(rows), sample_prediction_ids=ids[:_SHOWN_IDS]
     )
+
+
+def _make_champion(hooks: Hooks, pipeline: str, version: str) -> None:
+    """Let the champion be what answers again: that release's own run may have left this to the one rolled back."""
+    with suppress(ServiceError, NotFoundError):  # the next release's run compares with what the alias says then
+        release = release_of(hooks, pipeline, version)
+        hooks.mlflow.set_alias(release.model_name, CHAMPION, release.model_version)
 
 
 def _check(hooks: Hooks, pipeline: str, release: Release, rows: list[ReferenceRow]) -> list[str]:
