@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.fixtures.airflow import RunningAirflow, airflow, until  # noqa: F811, F401
+from tests.fixtures.airflow import RunningAirflow, airflow, until  # noqa: F401
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -47,7 +47,9 @@ def details(airflow: RunningAirflow, run_id: str, answer: str | None = None) -> 
     base = airflow.api.url
     body = {"username": "admin", "password": airflow.settings.secret("admin_password")}
     token = requests.post(f"{base}/auth/token", json=body, timeout=20).json()["access_token"]
-    url = f"{base}/api/v2/dags/asks/dagRuns/{requests.utils.quote(run_id, safe='')}/taskInstances/approve/-1/hitlDetails"
+    url = (
+        f"{base}/api/v2/dags/asks/dagRuns/{requests.utils.quote(run_id, safe='')}/taskInstances/approve/-1/hitlDetails"
+    )
     headers = {"Authorization": f"Bearer {token}"}
     if answer is None:
         found = requests.get(url, headers=headers, timeout=20)
@@ -61,7 +63,9 @@ def details(airflow: RunningAirflow, run_id: str, answer: str | None = None) -> 
 def test_the_run_waits_for_the_answer(asks: RunningAirflow, answer: str, release: str) -> None:
     run_id = asks.api.trigger("asks")
     until(
-        lambda: states(asks, run_id).get("approve") in {"awaiting_input", "deferred"}, seconds=60, what="nobody is asked"
+        lambda: states(asks, run_id).get("approve") in {"awaiting_input", "deferred"},
+        seconds=60,
+        what="nobody is asked",
     )
     asked = details(asks, run_id)
     assert asked["subject"] == "Release the new model of digits?"

@@ -307,9 +307,7 @@ def test_unusable_events_start_nothing(
     assert "build" not in answer.json()
 
 
-def test_only_changes_of_stages_on_main_call_for_a_build(
-    stage_repo: StageRepoFixture, s3_store: ObjectStore
-) -> None:
+def test_only_changes_of_stages_on_main_call_for_a_build(stage_repo: StageRepoFixture, s3_store: ObjectStore) -> None:
     settings, name = stage_repo.settings, stage_repo.name
     first = stage_repo.commit_files("One", {"stages.yaml": STAGES, "main.py": "1", "README.md": "hi"})
     second = stage_repo.commit_files("Docs", {"README.md": "ho", "model_notes.md": "x"})

@@ -110,7 +110,7 @@ def test_a_good_commit_is_recorded_told_and_not_built_again(bench: Bench) -> Non
     assert (record.commit, record.pusher, record.announced, record.created) == (sha, "ada", True, True)
     assert set(record.stages) == {Stage.TRAIN}
     assert find_build(bench.hooks, "ds_mlmodeling", sha) == record
-    assert [state for state, _ in bench.statuses] == ["pending", "success"]
+    assert [state for state, _ in bench.statuses] == ["pending", "success", "success"]
     extra = {"repo": "ds_mlmodeling", "commit": sha, "pusher": "ada", "message": "One"}
     bench.airflow.create_asset_event.assert_called_once_with(stage_asset("ds_mlmodeling"), extra)
 
