@@ -327,6 +327,19 @@ def test_discovery_says_when_the_gateway_is_away(plugin_settings: Settings, tmp_
         serving_targets(away)
 
 
+@pytest.mark.parametrize("job", ["airloom", "serving", "git"])
+def test_own_metrics_are_named_as_prometheus_wants_it(world: World, job: str) -> None:
+    """Base units, `_total` for counters alone, a help text for each."""
+    wait_until(lambda: job in world.api.jobs())
+    targets = world.api.get("targets", state="active")["activeTargets"]
+    url = next(target["scrapeUrl"] for target in targets if target["labels"]["job"] == job)
+    text = httpx.get(url, trust_env=False).text
+    assert "airloom_" in text
+    command = [program("promtool"), "check", "metrics"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_rules_tests_hold() -> None:
     tests = sorted(str(path) for path in (MONITORING / "prometheus" / "tests").glob("*.yml"))
     done = subprocess.run(
