@@ -7,7 +7,9 @@ pydantic is imported.
 from __future__ import annotations
 
 import itertools
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetAny, BaseOperator, Param
@@ -31,6 +33,17 @@ RETRY_DELAY = timedelta(seconds=5)
 FLOW_TIMEOUT = timedelta(minutes=30)
 # What a stage task may take beside the stage: fetching code and inputs, ending the process.
 STAGE_MARGIN = timedelta(minutes=5)
+
+
+def use_configs(folder: Path) -> None:
+    """Have this process read pipelines from here: a DAG bundle checks out one folder for each commit.
+
+    The project's own folder changes nothing.
+    """
+    if folder.resolve() == get_settings().configs_dir.resolve():
+        return
+    os.environ["AIRLOOM_CONFIGS"] = str(folder)
+    get_settings.cache_clear()
 
 
 def pipeline_dags(settings: Settings | None = None) -> list[DAG]:

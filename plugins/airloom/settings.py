@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     project: Path = Field(default_factory=project_root)
     home: Path = Path(".airloom")
     secrets: str = ""
+    configs: str = ""
     bind_host: str = "127.0.0.1"
     runner: str = ""
 
@@ -168,7 +169,8 @@ class Settings(BaseSettings):
 
     @cached_property
     def configs_dir(self) -> Path:
-        return self.project / "dags" / "configs"
+        """The pipelines' YAML: of the project, or of the DAG bundle's commit that this process has loaded."""
+        return Path(self.configs) if self.configs else self.project / "dags" / "configs"
 
     # Where clients reach each service: the embedded one unless the environment says otherwise.
 

@@ -30,15 +30,16 @@ def up(
     embedded: Annotated[bool, typer.Option("--embedded", help="as child processes, without Docker")] = False,
     seed: Annotated[bool, typer.Option("--seed/--no-seed", help="write the demo's raw data")] = True,
 ) -> None:
-    """Start the platform in the background, wait until all of it answers, and provision it."""
+    """Start the platform, as containers or --embedded; wait until all of it answers, and provision it."""
+    from airloom.cli.stack import start_stack
     from airloom.embedded.secrets import init_secrets
-    from airloom.errors import ConfigError
     from airloom.settings import get_settings
 
-    if not embedded:
-        raise ConfigError("say how the platform is to run", hint="without Docker: airloom up --embedded")
     settings = get_settings()
     init_secrets(settings)
+    if not embedded:
+        start_stack(settings)
+        return
     states = start_embedded(settings, seed=seed)
     show_addresses(settings, states)
 
@@ -101,19 +102,33 @@ def show_addresses(settings: Settings, states: list[ServiceState]) -> None:
 @reports_errors
 def provision(seed: Annotated[bool, typer.Option("--seed/--no-seed", help="write the demo's raw data")] = True) -> None:
     """Make what a running platform lacks: buckets, repositories, hooks, connections, raw data."""
+    from airloom.cli.platform_view import Progress
+    from airloom.embedded.launch import is_running
     from airloom.settings import get_settings
+    from airloom.stack.launch import is_up
+    from airloom.stack.launch import provision as provision_stack
 
-    provision_platform(get_settings(), seed=seed)
+    settings = get_settings()
+    if not is_running(settings) and is_up(settings):
+        with Progress() as progress:
+            provision_stack(settings, progress.step)
+        return
+    provision_platform(settings, seed=seed)
 
 
 @reports_errors
 def down() -> None:
     """Stop the platform and wait until none of its processes is left."""
     from airloom.cli.platform_view import Progress
-    from airloom.embedded.launch import bring_down
+    from airloom.cli.stack import stop_stack
+    from airloom.embedded.launch import bring_down, is_running
     from airloom.settings import get_settings
+    from airloom.stack.launch import is_up
 
     settings = get_settings()
+    if not is_running(settings) and is_up(settings):
+        stop_stack(settings)
+        return
     with Progress() as progress:
         was_up = bring_down(settings, progress.services)
     say("the platform is down" if was_up else f"no platform runs in {settings.home_dir}")
@@ -124,15 +139,20 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     """Show every service: state, process, memory, restarts, address."""
     from datetime import UTC, datetime
 
+    from airloom.cli.stack import show_stack
     from airloom.embedded.instance import read_record, supervisor_memory_bytes
     from airloom.embedded.launch import is_running
     from airloom.errors import PlatformError
     from airloom.hooks.supervisor import Supervisor
     from airloom.settings import get_settings
+    from airloom.stack.launch import is_up
 
     settings = get_settings()
     record = read_record(settings)
     if record is None or not is_running(settings):
+        if is_up(settings):
+            show_stack(settings, as_json=as_json)
+            return
         if as_json:
             print_json({"running": False, "home": str(settings.home_dir), "services": []})
         raise PlatformError(f"the platform in {settings.home_dir} is not running", hint="run: airloom up --embedded")

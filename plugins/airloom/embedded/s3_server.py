@@ -77,7 +77,7 @@ def service(settings: Settings) -> Service:
         (data / "mini.options").unlink(missing_ok=True)
         for name, flag in _GRPC_SOCKETS.items():
             _clear_socket(Path(f"/tmp/seaweedfs-{name}-grpc-{ports[flag]}.sock"))  # noqa: S108 - fixed in weed
-        _write_private(identities, json.dumps(_identities(settings), indent=2))
+        _write_private(identities, json.dumps(s3_identities(settings), indent=2))
 
     return Service(
         name=NAME,
@@ -110,7 +110,7 @@ def _quota_flags(quota_mib: int) -> dict[str, int]:
     return {"master.volumeSizeLimitMB": volume_mib, "volume.max": max(1, quota_mib // volume_mib)}
 
 
-def _identities(settings: Settings) -> dict[str, object]:
+def s3_identities(settings: Settings) -> dict[str, object]:
     def identity(name: str, actions: list[str]) -> dict[str, object]:
         secret = settings.secret(f"s3_{name}_secret")
         return {"name": name, "credentials": [{"accessKey": name, "secretKey": secret}], "actions": actions}

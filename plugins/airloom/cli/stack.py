@@ -1,0 +1,87 @@
+"""The stack's part of up, down and status; and `doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from airloom.cli.output import print_json, print_table, reports_errors, say
+
+if TYPE_CHECKING:
+    from airloom.settings import Settings
+
+
+@reports_errors
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Check what the stack needs of this machine; exit 1 when something is missing."""
+    from dataclasses import asdict
+
+    from airloom.settings import get_settings
+    from airloom.stack.doctor import check_machine
+
+    checks = check_machine(get_settings())
+    ok = all(check.ok for check in checks)
+    if as_json:
+        print_json({"ok": ok, "checks": [asdict(check) for check in checks]})
+    else:
+        rows = [("ok" if c.ok else "NO", c.name, c.found, c.needed, "" if c.ok else c.advice) for c in checks]
+        print_table(["", "check", "found", "needed", "what to do"], rows)
+    if not ok:
+        raise SystemExit(1)
+
+
+def start_stack(settings: Settings) -> None:
+    """Start, wait and provision, with progress; then print the addresses.
+
+    Raises:
+        ConfigError, PlatformError: see `airloom.stack.launch.bring_up`.
+    """
+    from airloom.cli.platform_view import Progress
+    from airloom.embedded.launch import is_running
+    from airloom.errors import PlatformError
+    from airloom.stack.launch import bring_up
+    from airloom.stack.secret_files import write_secret_files
+
+    if is_running(settings):
+        raise PlatformError("the embedded platform runs here", hint="stop it first: airloom down")
+    write_secret_files(settings)
+    with Progress() as progress:
+        bring_up(settings, progress.step)
+    show_stack(settings)
+
+
+def show_stack(settings: Settings, *, as_json: bool = False) -> None:
+    """Print every container of the stack.
+
+    Raises:
+        PlatformError: Compose failed.
+    """
+    from airloom.stack.compose import Compose
+
+    states = sorted(Compose(settings).states(), key=lambda state: str(state["Service"]))
+    if as_json:
+        ready = all(state["State"] == "exited" or state.get("Health") == "healthy" for state in states)
+        print_json({"running": True, "form": "stack", "ready": ready, "services": states})
+        return
+    rows = []
+    for state in states:
+        ports = {f"http://{p['URL']}:{p['PublishedPort']}" for p in state.get("Publishers") or [] if p["PublishedPort"]}
+        rows.append(
+            (state["Service"], state["State"], state.get("Health"), state.get("Image"), ", ".join(sorted(ports)))
+        )
+    print_table(["service", "state", "health", "image", "address"], rows)
+    say(f"user admin, password in {settings.secrets_dir / 'admin_password'}")
+
+
+def stop_stack(settings: Settings) -> None:
+    """Stop the stack; its volumes stay."""
+    from airloom.stack.launch import bring_down
+
+    bring_down(settings)
+    say("the stack is down; its data stays in its volumes")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the app."""
+    app.command()(doctor)

@@ -1,0 +1,96 @@
+"""Databases and their users, each with the rights that it needs. What is there is brought up to date."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from airloom.errors import UnavailableError
+from airloom.settings import Settings
+
+SOURCE_DATABASE = "source"
+_WAIT_SECONDS = 120.0
+
+
+def ensure_postgres(settings: Settings) -> None:
+    """Airflow's and MLflow's databases; each user owns its own and sees no other.
+
+    Raises:
+        UnavailableError: PostgreSQL does not answer.
+    """
+    import psycopg2
+    from psycopg2 import sql
+
+    connection = _patient(
+        lambda: psycopg2.connect(
+            host="postgres", user="postgres", password=settings.secret("postgres_password"), connect_timeout=5
+        ),
+        psycopg2.OperationalError,
+        "PostgreSQL",
+    )
+    connection.autocommit = True  # a database is made outside transactions
+    with connection.cursor() as cursor:
+        for name in ("airflow", "mlflow"):
+            user, password = sql.Identifier(name), sql.Literal(settings.secret(f"{name}_db_password"))
+            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,))
+            verb = "ALTER" if cursor.fetchone() else "CREATE"
+            cursor.execute(sql.SQL(verb + " ROLE {} LOGIN PASSWORD {}").format(user, password))
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
+            if not cursor.fetchone():
+                cursor.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(user, user))
+            cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(user))
+    connection.close()
+
+
+def ensure_mysql(settings: Settings) -> None:
+    """GitBucket's database, the source data's, and the exporter's user.
+
+    Raises:
+        UnavailableError: MySQL does not answer.
+    """
+    connection = mysql_root(settings)
+    users = {
+        "gitbucket": ("mysql_gitbucket_password", "ALL PRIVILEGES ON gitbucket.*"),
+        "source": (
+            "mysql_source_password",
+            f"SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX ON {SOURCE_DATABASE}.*",
+        ),
+        "exporter": ("mysql_exporter_password", "PROCESS, REPLICATION CLIENT, SELECT ON *.*"),
+    }
+    with connection.cursor() as cursor:
+        for database in ("gitbucket", SOURCE_DATABASE):
+            cursor.execute(f"CREATE DATABASE IF NOT EXISTS {database} CHARACTER SET utf8mb4")
+        for user, (secret, rights) in users.items():
+            cursor.execute(f"CREATE USER IF NOT EXISTS '{user}'@'%%' IDENTIFIED BY %s", (settings.secret(secret),))
+            cursor.execute(f"ALTER USER '{user}'@'%%' IDENTIFIED BY %s", (settings.secret(secret),))
+            cursor.execute(f"GRANT {rights} TO '{user}'@'%'")
+    connection.close()
+
+
+def mysql_root(settings: Settings) -> Any:
+    """A connection as MySQL's administrator, once it answers."""
+    import pymysql
+
+    return _patient(
+        lambda: pymysql.connect(
+            host="mysql",
+            user="root",
+            password=settings.secret("mysql_root_password"),
+            connect_timeout=5,
+            autocommit=True,
+            charset="utf8mb4",
+        ),
+        pymysql.err.OperationalError,
+        "MySQL",
+    )
+
+
+def _patient(connect: Any, error_type: type[Exception], name: str) -> Any:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            return connect()
+        except error_type as error:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"{name} does not answer: {error}", hint="see: airloom status") from error
+            time.sleep(1)

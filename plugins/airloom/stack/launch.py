@@ -1,0 +1,76 @@
+"""Brings the stack up in order, provisions it, and takes it down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from airloom.errors import ConfigError
+from airloom.settings import Settings
+from airloom.stack.compose import GROUPS, Compose
+from airloom.stack.doctor import check_machine
+
+OnProgress = Callable[[str, str], None]
+
+
+def bring_up(settings: Settings, on_progress: OnProgress) -> None:
+    """Check the machine, start group after group, each until it is healthy, and provision. Runs again without harm.
+
+    Raises:
+        ConfigError: the machine lacks something; nothing was started.
+        PlatformError: a service does not start, or provisioning failed; what runs goes on.
+    """
+    failed = [check for check in check_machine(settings) if not check.ok]
+    if failed:
+        lines = "\n".join(f"{c.name}: found {c.found}, needed {c.needed}; {c.advice}" for c in failed)
+        raise ConfigError(f"the stack cannot start here:\n{lines}", hint="see all checks with: airloom doctor")
+    compose = Compose(settings)
+    for group in GROUPS:
+        if group == "airflow":
+            _provision(compose, on_progress, "--before-airflow")
+        on_progress(group, "working")
+        compose.start(group)
+        on_progress(group, f"done: {len(compose.config([group])['services'])} services")
+    _provision(compose, on_progress)
+
+
+def provision(settings: Settings, on_progress: OnProgress) -> None:
+    """Make what a running stack lacks.
+
+    Raises:
+        PlatformError: provisioning failed; its last lines.
+    """
+    _provision(Compose(settings), on_progress)
+
+
+def _provision(compose: Compose, on_progress: OnProgress, *arguments: str) -> None:
+    step = "git users and DAGs" if arguments else "provisioning"
+    on_progress(step, "working")
+    said = compose.run("run", "--rm", "--no-deps", "--quiet-pull", "provision", "provision", *arguments)
+    for line in said.splitlines():
+        name, separator, state = line.partition(": ")
+        if separator:
+            on_progress(name, state)
+    on_progress(step, "done")
+
+
+def bring_down(settings: Settings, *, volumes: bool = False) -> bool:
+    """Stop and remove containers and networks; volumes, which hold all data, only when asked. False: nothing was there.
+
+    Raises:
+        PlatformError: Compose failed.
+    """
+    compose = Compose(settings)
+    there = bool(compose.states())
+    # Every profile, so that nothing stays of one that has been switched off since.
+    compose.run("--profile", "*", "down", "--remove-orphans", *(("--volumes",) if volumes else ()))
+    return there
+
+
+def is_up(settings: Settings) -> bool:
+    """Whether a container of the stack runs; False as well where there is no Compose or no engine."""
+    from airloom.errors import AirloomError
+
+    try:
+        return Compose(settings).is_up()
+    except AirloomError:
+        return False
