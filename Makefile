@@ -1,6 +1,6 @@
 # Every command of the project. Paths are relative, so the folder may have any name.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up-embedded status logs down clean test lint format test-unit test-integration test-repos \
+.PHONY: help install demo up doctor up-embedded status logs down clean test lint format test-unit test-integration test-repos \
         test-docker test-e2e bench lock
 
 SHELL := /bin/bash
@@ -18,6 +18,18 @@ install: ## make .venv with the packages of requirements/lock.txt; does nothing 
 
 demo: install ## from nothing to a served model: start the platform, run the pipeline digits, show what is served
 	@$(BIN)/airloom demo
+
+up: install ## start the stack: check this machine, build the platform's image, start the containers, provision
+	@$(BIN)/airloom init
+	@$(BIN)/airloom doctor
+	@set -a; . ./.env; if [ -f .env.local ]; then . ./.env.local; fi; set +a; \
+	  DOCKER_BUILDKIT=1 docker build -q $${AIRLOOM_CA_BUNDLE:+--secret "id=ca,src=$$AIRLOOM_CA_BUNDLE"} \
+	  --build-arg AIRLOOM_PYTHON_IMAGE -f images/airflow/Dockerfile -t "$$AIRLOOM_PLATFORM_IMAGE" .
+	@$(BIN)/airloom up
+
+doctor: install ## check what the stack needs of this machine
+	@$(BIN)/airloom init
+	@$(BIN)/airloom doctor
 
 up-embedded: install ## start the platform without Docker
 	@$(BIN)/airloom up --embedded

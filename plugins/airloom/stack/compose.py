@@ -127,19 +127,13 @@ class Compose:
         one_shots = [n for n, s in services.items() if (s.get("labels") or {}).get(ONE_SHOT)]
         lasting = [n for n in services if n not in one_shots]
         try:
-            # `--wait` takes the end of a one-shot for a failure; what needs one waits for it by `depends_on`.
-            for name in one_shots:
-                if group != "storage" or lasting:
-                    self.run("up", "--detach", "--no-recreate", "--quiet-pull", *self._needed(services[name]))
             self.run("up", "--detach", "--wait", "--wait-timeout", "420", "--quiet-pull", *lasting)
             for name in one_shots:
-                self.run("up", "--exit-code-from", name, "--no-deps", "--no-log-prefix", name)
+                # One that others need has run before them.
+                if not any(name in (services[other].get("depends_on") or {}) for other in lasting):
+                    self.run("run", "--rm", "--no-deps", "--quiet-pull", name)
         except PlatformError as error:
             raise PlatformError(f"{error.message}\n{self._why()}".rstrip(), hint="run: airloom doctor") from error
-
-    @staticmethod
-    def _needed(service: dict[str, Any]) -> list[str]:
-        return list(service.get("depends_on") or {})
 
     def _why(self) -> str:
         lines = []

@@ -1,0 +1,130 @@
+"""The stack comes up from the project's own compose files with stand-in images, twice, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airloom.errors import ConfigError
+from airloom.stack.compose import compose_command
+
+ROOT = Path(__file__).resolve().parents[2]
+PORTS = ["AIRFLOW", "GIT", "MLFLOW", "S3", "GATEWAY", "MYSQL", "PHPMYADMIN", "S3_CONSOLE", "JENKINS", "REGISTRY", "PROMETHEUS", "GRAFANA", "JUPYTER"]
+PLATFORM = "airloom/platform:0.1.0"
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+class Stack:
+    """One installation with names and ports of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.name = f"airloom-test-{os.getpid()}"
+        chosen = dict(
+            line.split("=", 1)
+            for line in (ROOT / "tests" / "standin.env").read_text().splitlines()
+            if line and not line.startswith("#")
+        )
+        with ExitStack() as held:
+            sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
+            self.ports = {name: found.getsockname()[1] for name, found in zip(PORTS, sockets, strict=True)}
+        self.environment = {
+            **os.environ,
+            **chosen,
+            "AIRLOOM_HOME": str(home),
+            "AIRLOOM_STACK": self.name,
+            **{f"AIRLOOM_{name}_PORT": str(port) for name, port in self.ports.items()},
+        }
+
+    def airloom(self, *arguments: str) -> str:
+        program = "import sys; from airloom.cli.main import main; sys.argv[0] = 'airloom'; main()"
+        done = self.run([sys.executable, "-c", program, *arguments])
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+
+    def things(self, kind: str) -> list[str]:
+        label = f"label=com.docker.compose.project={self.name}"
+        everything = ["--all"] if kind == "container" else []
+        return self.run(["docker", kind, "ls", "-q", *everything, "--filter", label]).stdout.split()
+
+    def page(self, port: str, path: str = "/") -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[port]}{path}", timeout=20) as answer:
+            return answer.read().decode()
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    try:
+        compose_command()
+    except ConfigError as error:
+        if os.environ.get("AIRLOOM_REQUIRE_DOCKER") == "1":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+    found = Stack(tmp_path_factory.mktemp("stack"))
+    bundle = os.environ.get("AIRLOOM_CA_BUNDLE", "")
+    secret = ["--secret", f"id=ca,src={bundle}"] if bundle else []
+    found.environment["DOCKER_BUILDKIT"] = "1"
+    for command in (
+        ["bash", "images/standin/build.sh"],
+        ["docker", "build", "-q", *secret, "--build-arg", "AIRLOOM_PYTHON_IMAGE", "-f", "images/airflow/Dockerfile"]
+        + ["-t", PLATFORM, "."],
+    ):
+        done = found.run(command)
+        assert done.returncode == 0, done.stderr[-3000:]
+    try:
+        found.airloom("init")
+        assert json.loads(found.airloom("doctor", "--json"))["ok"]
+        found.airloom("up")
+        yield found
+    finally:
+        command = [*compose_command(), "-p", found.name, "down", "--volumes", "--remove-orphans"]
+        found.run(command)
+
+
+def containers(stack: Stack) -> dict[str, Any]:
+    return {s["Service"]: s for s in json.loads(stack.airloom("status", "--json"))["services"]}
+
+
+def test_every_service_is_healthy(stack: Stack) -> None:
+    found = containers(stack)
+    assert {"mysql", "seaweedfs", "forge", "airflow-scheduler", "mlflow", "gateway", "prometheus"} <= found.keys()
+    wrong = {n: s["Health"] for n, s in found.items() if s["State"] != "exited" and s["Health"] != "healthy"}
+    assert not wrong
+
+
+def test_a_second_up_changes_nothing(stack: Stack) -> None:
+    before = {name: s["ID"] for name, s in containers(stack).items() if s["State"] == "running"}
+    said = stack.airloom("up")
+    assert {name: s["ID"] for name, s in containers(stack).items() if s["State"] == "running"} == before
+    assert "first time" not in said
+
+
+def test_pages_are_seen_in_a_browser(stack: Stack) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    for port, word in (("PHPMYADMIN", "phpMyAdmin"), ("AIRFLOW", "Airloom")):
+        url = f"http://127.0.0.1:{stack.ports[port]}/"
+        done = stack.run([browser, "--headless", "--no-sandbox", "--virtual-time-budget=15000", "--dump-dom", url])
+        assert word in done.stdout
+
+
+def test_down_keeps_the_data_and_nothing_else(stack: Stack) -> None:
+    stack.airloom("down")
+    assert stack.things("container") == []
+    assert stack.things("network") == []
+    assert stack.things("volume")
