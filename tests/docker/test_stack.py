@@ -20,7 +20,10 @@ from airloom.errors import ConfigError
 from airloom.stack.compose import compose_command
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = ["AIRFLOW", "GIT", "MLFLOW", "S3", "GATEWAY", "MYSQL", "PHPMYADMIN", "S3_CONSOLE", "JENKINS", "REGISTRY", "PROMETHEUS", "GRAFANA", "JUPYTER"]
+PORTS = (
+    *("AIRFLOW", "GIT", "MLFLOW", "S3", "GATEWAY", "MYSQL", "PHPMYADMIN", "S3_CONSOLE", "JENKINS", "REGISTRY"),
+    *("PROMETHEUS", "GRAFANA", "JUPYTER"),
+)
 PLATFORM = "airloom/platform:0.1.0"
 
 pytestmark = pytest.mark.timeout(1500)
@@ -78,11 +81,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     bundle = os.environ.get("AIRLOOM_CA_BUNDLE", "")
     secret = ["--secret", f"id=ca,src={bundle}"] if bundle else []
     found.environment["DOCKER_BUILDKIT"] = "1"
-    for command in (
-        ["bash", "images/standin/build.sh"],
-        ["docker", "build", "-q", *secret, "--build-arg", "AIRLOOM_PYTHON_IMAGE", "-f", "images/airflow/Dockerfile"]
-        + ["-t", PLATFORM, "."],
-    ):
+    build = ["docker", "build", "-q", *secret, "--build-arg", "AIRLOOM_PYTHON_IMAGE"]
+    build += ["-f", "images/airflow/Dockerfile", "-t", PLATFORM, "."]
+    for command in (["bash", "images/standin/build.sh"], build):
         done = found.run(command)
         assert done.returncode == 0, done.stderr[-3000:]
     try:
@@ -117,7 +118,7 @@ def test_pages_are_seen_in_a_browser(stack: Stack) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("chromium is not installed")
-    for port, word in (("PHPMYADMIN", "phpMyAdmin"), ("AIRFLOW", "Airloom")):
+    for port, word in (("PHPMYADMIN", "phpMyAdmin"), ("AIRFLOW", "Airflow")):
         url = f"http://127.0.0.1:{stack.ports[port]}/"
         done = stack.run([browser, "--headless", "--no-sandbox", "--virtual-time-budget=15000", "--dump-dom", url])
         assert word in done.stdout
