@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from airloom.contract import Stage, StageRequest
 from airloom.errors import ConflictError
+from airloom.flows.reap import reap
 from airloom.hooks.docker_runner import DockerRunner
 from airloom.hooks.runner import ExitReason, StageJob
 from airloom.settings import Settings
+from tests.conftest import ROOT
 from tests.fixtures.stage_repo import wait_until
 
 pytest_plugins = ["tests.fixtures.stage_image"]
 
 
 class Bench:
-    def __init__(self, settings: Settings, folder: Path, image: str) -> None:
-        self.settings, self.workspace, self.image = settings, folder / "workspace", image
+    def __init__(self, settings: Settings, image: str) -> None:
+        self.settings, self.image = settings, image
+        self.workspace = settings.workspaces_dir / "digits" / "run-1" / "preprocess"
         self.runner = DockerRunner(settings, poll_seconds=0.05)
 
-    def job(self, do: str, **changes: object) -> StageJob:
+    def job(self, do: str, *, lines: int = 3, pause: float = 0.0, **changes: object) -> StageJob:
         outputs = {"dataset": self.workspace / "outputs" / "dataset"}
         values: dict[str, object] = {"memory_bytes": 2**28, "timeout_seconds": 60.0, **changes}
         job = StageJob(
@@ -33,14 +39,14 @@ class Bench:
         )  # fmt: skip
         StageRequest(
             pipeline="digits", run_id="run-1", stage=Stage.PREPROCESS, commit="c" * 40,
-            params={"do": do, "lines": 3}, outputs=outputs,
+            params={"do": do, "lines": lines, "pause": pause}, outputs=outputs,
         ).write(job.request_file)  # fmt: skip
         return job
 
 
 @pytest.fixture
-def bench(settings: Settings, tmp_path: Path, stage_image: str) -> Iterator[Bench]:
-    found = Bench(settings, tmp_path, stage_image)
+def bench(settings: Settings, stage_image: str) -> Iterator[Bench]:
+    found = Bench(settings, stage_image)
     yield found
     found.runner._remove(found.runner._name(found.workspace))
 
@@ -72,7 +78,9 @@ def test_exit_codes(bench: Bench, do: str, code: int) -> None:
 
 def test_memory_limit(bench: Bench) -> None:
     handle = bench.runner.start(bench.job("memory", memory_bytes=100 * 2**20))
-    assert bench.runner.wait(handle, lambda line: None, lambda: False).reason is ExitReason.MEMORY_LIMIT
+    job_exit = bench.runner.wait(handle, lambda line: None, lambda: False)
+    assert job_exit.reason is ExitReason.MEMORY_LIMIT
+    assert job_exit.peak_memory_bytes == 100 * 2**20
 
 
 def test_timeout(bench: Bench) -> None:
@@ -98,3 +106,76 @@ def test_removed_by_hand_is_lost(bench: Bench) -> None:
     bench.runner._api.remove_container(handle.id, force=True)
     wait_until(lambda: bench.runner.find(bench.workspace) is None, "the container is gone")
     assert bench.runner.wait(handle, lambda line: None, lambda: False).reason is ExitReason.LOST
+    name = bench.runner._name(bench.workspace)
+    assert not bench.runner._api.volumes(filters={"name": name})["Volumes"]
+
+
+def test_killed_from_outside_is_told_from_an_exit(bench: Bench) -> None:
+    handle = bench.runner.start(bench.job("sleep"))
+    bench.runner._api.kill(handle.id)
+    job_exit = bench.runner.wait(handle, lambda line: None, lambda: False)
+    assert (job_exit.reason, job_exit.signal) == (ExitReason.SIGNALLED, 9)
+
+
+WAITER = """
+import sys
+from pathlib import Path
+from airloom.hooks.docker_runner import DockerRunner
+from tests.conftest import make_settings
+from airloom.settings import Settings
+settings = Settings.model_validate_json(sys.stdin.readline())
+runner = DockerRunner(settings, poll_seconds=0.05)
+runner.wait(runner.find(Path(sys.argv[1])), lambda line: print(line, flush=True), lambda: False)
+"""
+
+
+def test_killed_worker_leaves_a_container_that_the_next_one_adopts(bench: Bench) -> None:
+    """No line is lost, and none comes twice."""
+    bench.runner.start(bench.job("lines", lines=30, pause=0.1))
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WAITER, str(bench.workspace)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(bench.settings.model_dump_json() + "\n")
+    worker.stdin.flush()
+    seen = [worker.stdout.readline().strip() for _ in range(3)]
+    worker.kill()
+    worker.wait()
+    rest: list[str] = []
+    handle = bench.runner.find(bench.workspace)
+    assert handle is not None
+    assert handle.running
+    job_exit = bench.runner.wait(handle, rest.append, lambda: False)
+    assert (job_exit.reason, job_exit.exit_code) == (ExitReason.EXITED, 0)
+    lines = (bench.workspace / "log.txt").read_text().splitlines()
+    assert lines == [f"line {number}" for number in range(30)]
+    assert seen == lines[:3]
+    assert rest == lines[30 - len(rest) :]
+    assert job_exit.cpu_seconds > 0
+    assert job_exit.peak_memory_bytes > 0
+
+
+def test_of_two_starts_at_once_one_wins(bench: Bench) -> None:
+    job = bench.job("sleep")
+
+    def start() -> object:
+        try:
+            return DockerRunner(bench.settings).start(job)
+        except ConflictError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as threads:
+        results = [future.result() for future in [threads.submit(start), threads.submit(start)]]
+    assert sorted(type(result).__name__ for result in results) == ["ConflictError", "JobHandle"]
+
+
+def test_reaper_ends_what_no_live_run_owns(bench: Bench) -> None:
+    bench.runner.start(bench.job("sleep"))
+    assert reap(bench.settings, is_live=lambda pipeline, run: True) == []
+    (ended,) = reap(bench.settings, is_live=lambda pipeline, run: False)
+    assert (ended.pipeline, ended.run_id, ended.stage) == ("digits", "run-1", "preprocess")
+    name = bench.runner._name(bench.workspace)
+    assert not bench.runner._api.containers(all=True, filters={"name": name})
+    assert not bench.runner._api.volumes(filters={"name": name})["Volumes"]

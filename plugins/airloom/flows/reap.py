@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from airloom.contract import Frozen
 from airloom.errors import NotFoundError
 from airloom.hooks import process_tree
+from airloom.hooks.docker_runner import LOCK_FILE, DockerRunner, find_containers
 from airloom.hooks.process_environment import JOB_VARIABLE, WORKSPACE_VARIABLE
 from airloom.hooks.process_runner import ProcessRunner, find_jobs
 from airloom.settings import Settings
@@ -39,7 +40,7 @@ def reap(settings: Settings, *, is_live: IsLive) -> list[Reaped]:
             continue
         ProcessRunner().stop(handle, STOP_SECONDS)
         ended.append(Reaped(pipeline=pipeline, run_id=run_id, stage=str(facts["stage"]), label=handle.label))
-    return ended + _reap_strays(settings)
+    return ended + _reap_containers(settings, is_live) + _reap_strays(settings)
 
 
 def reap_run(settings: Settings, pipeline: str, run_id: str) -> list[Reaped]:
@@ -61,6 +62,22 @@ def live_in_airflow(hooks: Hooks) -> IsLive:
             return False
 
     return is_live
+
+
+def _reap_containers(settings: Settings, is_live: IsLive) -> list[Reaped]:
+    """Containers and their volumes, whether they run or nobody came to collect them."""
+    if not any(settings.workspaces_dir.glob(f"*/*/*/{LOCK_FILE}")):
+        return []  # no stage was ever a container here, and there may be no engine to ask
+    ended = []
+    for handle, labels in find_containers(settings):
+        pipeline, run_id = labels["airloom.pipeline"], labels["airloom.run"]
+        if is_live(pipeline, run_id):
+            continue
+        runner = DockerRunner(settings)
+        runner.stop(handle, STOP_SECONDS)
+        runner.mark_collected(handle)
+        ended.append(Reaped(pipeline=pipeline, run_id=run_id, stage=labels["airloom.stage"], label=handle.label))
+    return ended
 
 
 def _reap_strays(settings: Settings) -> list[Reaped]:

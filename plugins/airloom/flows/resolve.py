@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from airloom.contract import CodePin, Frozen, RunPlan, SourcePin, StagePin, Trigger, VersionTag
-from airloom.contract.enums import Stage
+from airloom.contract import CodePin, Frozen, ImageRef, RunPlan, SourcePin, StagePin, Trigger, VersionTag
+from airloom.contract.enums import Runner, Stage
 from airloom.contract.plan import safe_run_id
 from airloom.errors import ConfigError, ConflictError, ContractError, NotFoundError
 from airloom.flows.environment import store_environment
@@ -84,6 +84,8 @@ def resolve(
     earlier = _plan_of_tag(hooks, spec, params.reproduce) if params.reproduce else None
     if earlier is not None:
         spec = _spec_of_then(spec, earlier)
+    if hooks.settings.runner:
+        spec = spec.model_copy(update={"runner": _runner_here(hooks.settings.runner)})
     code = {repo: _code_pin(hooks, repo, params, earlier) for repo in spec.repos}
     environment = store_environment(hooks)
     stages = _pin_stages(hooks, spec, code, environment)
@@ -213,6 +215,15 @@ def _spec_of_then(spec: PipelineSpec, earlier: RunPlan) -> PipelineSpec:
         ) from error
 
 
+def _runner_here(name: str) -> Runner:
+    try:
+        return Runner(name)
+    except ValueError:
+        raise ConfigError(
+            f"AIRLOOM_RUNNER is {name!r}", hint=f"allowed are: {', '.join(runner.value for runner in Runner)}"
+        ) from None
+
+
 def _code_pin(hooks: Hooks, repo: str, params: RunParams, earlier: RunPlan | None) -> CodePin:
     if earlier is not None:
         if repo not in earlier.code:
@@ -236,14 +247,31 @@ def _pin_stages(
             digest = contents[repo].code_digest(checkouts[repo], stage)
         except ConfigError as error:
             raise ConfigError(f"{repo}@{code[repo].commit[:8]}: {error.message}", hint=error.hint) from error
+        # The serving process is started by the deployment's target, not by the runner.
+        in_container = spec.runner is Runner.DOCKER and stage is not Stage.SERVE
+        image = _image_of(hooks, code[repo]) if in_container else None
         pins[stage] = StagePin(
             repo=repo,
             code_digest=digest,
-            environment=environment,
+            environment=image.runtime if image else environment,
             params=stage_spec.params,
             seed=stage_spec.seed,
+            image=image,
         )
     return pins
+
+
+def _image_of(hooks: Hooks, pin: CodePin) -> ImageRef:
+    """What the build of a commit made."""
+    from airloom.flows.build import find_build
+
+    record = find_build(hooks, pin.repo, pin.commit)
+    if record is None or record.image is None:
+        raise NotFoundError(
+            f"there is no image of {pin.repo}@{pin.commit[:8]}, which runner 'docker' needs",
+            hint=f"set AIRLOOM_BUILD_IMAGES=true and run: airloom build {pin.repo}@{pin.commit[:8]}",
+        )
+    return record.image
 
 
 def _source_of_then(hooks: Hooks, earlier: RunPlan) -> SourcePin:

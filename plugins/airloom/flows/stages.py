@@ -16,6 +16,7 @@ from airloom.errors import AirloomError, ConfigError, ConflictError, ContractErr
 from airloom.flows import cache
 from airloom.flows.stage_failure import LOG_LINES, check_outputs, failure_of, read_result
 from airloom.flows.stage_inputs import KEPT_OUTPUTS, OUTPUTS, StageInputs, inputs_of, tracking_of
+from airloom.hooks.docker_runner import DockerRunner
 from airloom.hooks.log_tail import last_lines
 from airloom.hooks.process_runner import ProcessRunner
 from airloom.hooks.runner import (
@@ -113,7 +114,7 @@ def run_stage(
         inputs=inputs,
         parts=cache.key_parts(plan, stage, inputs.digests),
         workspace=workspace_of(hooks.settings, plan.pipeline, plan.run_id, stage),
-        runner=runner or runner_of(plan),
+        runner=runner or runner_of(hooks.settings, plan),
         data_version=data_version,
         on_log=on_log,
     )
@@ -142,15 +143,20 @@ def workspace_of(settings: Settings, pipeline: str, run_id: str, stage: Stage) -
     return settings.workspaces_dir / pipeline / safe_run_id(run_id) / stage.value
 
 
-def runner_of(plan: RunPlan) -> StageRunner:
+def runner_of(settings: Settings, plan: RunPlan) -> StageRunner:
     """The runner that a plan names.
 
     Raises:
         ConfigError: it is not there.
+        UnavailableError: the Docker engine does not answer.
     """
-    if plan.runner is not Runner.PROCESS:
-        raise ConfigError(f"runner {plan.runner.value!r} is not available here", hint="set runner: process")
-    return ProcessRunner()
+    if plan.runner is Runner.PROCESS:
+        return ProcessRunner()
+    if plan.runner is Runner.DOCKER:
+        return DockerRunner(settings)
+    raise ConfigError(
+        f"runner {plan.runner.value!r} is not available here", hint="set runner: process, or runner: docker"
+    )
 
 
 NOT_ITS_OWN_END = frozenset({ExitReason.STOPPED, ExitReason.LOST, ExitReason.SIGNALLED})
@@ -236,7 +242,7 @@ def _start(work: _Work, cached: Literal["miss", "forced"], reason: str) -> JobHa
         tracking=tracking,
         seed=plan.stages[stage].seed,
     )
-    limits = work.resources
+    limits, image = work.resources, plan.stages[stage].image
     job = StageJob(
         pipeline=plan.pipeline,
         run_id=plan.run_id,
@@ -249,6 +255,7 @@ def _start(work: _Work, cached: Literal["miss", "forced"], reason: str) -> JobHa
         memory_bytes=limits.memory,
         timeout_seconds=limits.timeout,
         gpus=limits.gpus,
+        image=image.pull_ref if image else None,
     )
     request.write(job.request_file)
     mlflow_run_id = tracking.run_id if tracking else None

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airloom.errors import AirloomError, ServiceError, UnavailableError
 from airloom.settings import Settings
-
-if TYPE_CHECKING:
-    from airloom.contract import ImageRef
 
 
 def connect(settings: Settings) -> Any:
@@ -63,8 +60,3 @@ def ensure_image(api: Any, settings: Settings, reference: str) -> None:
                     f"the image {reference} is not in this engine", hint="build the commit again: airloom build …"
                 ) from None
             api.pull(reference, auth_config=login)
-
-
-def reference_of(image: ImageRef) -> str:
-    """What an engine is asked for."""
-    return image.pull_ref

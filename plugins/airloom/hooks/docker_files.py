@@ -1,7 +1,8 @@
-"""A stage's files on both sides: the workspace here, a volume in the container. They travel through the engine's API."""
+"""A stage's files: the workspace here, a volume in the container. They travel through the engine's API."""
 
 from __future__ import annotations
 
+import json
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airloom.contract import StageRequest, StageResult
+from airloom.errors import ContractError
 from airloom.hooks.runner import StageJob
 
 VOLUME = PurePosixPath("/airloom")
@@ -16,6 +18,9 @@ VOLUME = PurePosixPath("/airloom")
 MOUNT = VOLUME / "work"
 USER = 10001
 ENVIRONMENT_FILE = "environment.json"
+CA_FILE = "ca.crt"
+EXIT_FILE = "exit.json"
+CARRIED = "carried"
 
 
 def request_inside(request: StageRequest) -> StageRequest:
@@ -36,7 +41,7 @@ def result_outside(result: StageResult, outputs: Mapping[str, Path]) -> StageRes
     return result.model_copy(update={"outputs": mapped})
 
 
-def send(api: Any, container: str, job: StageJob, environment: bytes) -> None:
+def send(api: Any, container: str, job: StageJob, environment: bytes, ca_bundle: str = "") -> None:
     """Fill the volume of a container that has not started. The archive is made on disk, never in memory."""
     import io
 
@@ -62,6 +67,8 @@ def send(api: Any, container: str, job: StageJob, environment: bytes) -> None:
                 archive.addfile(owned(info))
             text("request.json", request_inside(request).model_dump_json().encode())
             text(ENVIRONMENT_FILE, environment)
+            if ca_bundle:
+                text(CA_FILE, Path(ca_bundle).read_bytes())
             for name, path in request.inputs.items():
                 archive.add(path, f"work/inputs/{name}/{path.name}", filter=owned)
             for name, path in request.outputs.items():
@@ -71,27 +78,37 @@ def send(api: Any, container: str, job: StageJob, environment: bytes) -> None:
         api.put_archive(container, str(VOLUME), file)
 
 
-def fetch(api: Any, container: str, workspace: Path) -> None:
-    """Bring the outputs, then the result, here: whoever finds a result finds what it speaks of."""
-    from docker.errors import NotFound
+def fetch(api: Any, container: str, workspace: Path) -> dict[str, Any] | None:
+    """Bring the outputs, then the result, here: whoever finds a result finds what it speaks of.
 
+    Returns:
+        what the container's first program noted of the end; None if it did not live to.
+    """
     request = StageRequest.read(workspace / "request.json")
+    carried = workspace / CARRIED
     for name, path in request.outputs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         _get(api, container, f"outputs/{name}", path.parent)
+    if _get(api, container, "result.json", carried):
+        result = carried / "result.json"
+        try:
+            result_outside(StageResult.read(result), request.outputs).write(workspace / "result.json")
+        except ContractError:  # whoever collects says what is wrong with it
+            result.replace(workspace / "result.json")
+    if not _get(api, container, EXIT_FILE, carried):
+        return None
+    note: dict[str, Any] = json.loads((carried / EXIT_FILE).read_bytes())
+    return note
+
+
+def _get(api: Any, container: str, name: str, folder: Path) -> bool:
+    """Whether it was there to be brought."""
+    from docker.errors import NotFound
+
     try:
-        _get(api, container, "result.json", workspace / "carried")
+        chunks, _ = api.get_archive(container, str(MOUNT / name), chunk_size=2**20)
     except NotFound:
-        return
-    carried = workspace / "carried" / "result.json"
-    try:
-        result_outside(StageResult.read(carried), request.outputs).write(workspace / "result.json")
-    except Exception:  # whoever collects says what is wrong with it
-        carried.replace(workspace / "result.json")
-
-
-def _get(api: Any, container: str, name: str, folder: Path) -> None:
-    chunks, _ = api.get_archive(container, str(MOUNT / name), chunk_size=2**20)
+        return False
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile() as file:
         for chunk in chunks:
@@ -99,3 +116,4 @@ def _get(api: Any, container: str, name: str, folder: Path) -> None:
         file.seek(0)
         with tarfile.open(fileobj=file) as archive:
             archive.extractall(folder, filter="data")
+    return True

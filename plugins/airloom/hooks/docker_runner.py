@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from contextlib import suppress
@@ -22,12 +24,12 @@ from airloom.hooks.runner import LOG_FILE, ExitReason, JobExit, JobHandle, OnLog
 from airloom.settings import Settings
 
 EXIT_FILE, STOP_FILE, COLLECTED_FILE = "container-exit.json", "container-stop", "collected"
+LOCK_FILE = "container.lock"
+INSTANCE_LABEL = "airloom.instance"
+_SIGNAL_BASE = 128
+_LOST_CODE = 255  # what the engine says of containers that it lost sight of
 POLL_SECONDS = 0.2
-# `docker inspect` shows a container's environment: what may be secret comes in a file that is gone once it is read.
-_BOOT = (
-    "import json, os, sys; path = '/airloom/work/environment.json'; more = json.load(open(path)); os.unlink(path); "
-    "os.execvpe(sys.executable, [sys.executable, *sys.argv[1:]], {**os.environ, **more})"
-)
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
 
 
 class DockerRunner:
@@ -42,31 +44,11 @@ class DockerRunner:
         """See `Runner.start`."""
         if job.image is None:
             raise ConfigError(f"stage {job.stage.value} has no image", hint="build its commit: airloom build …")
-        workspace, name = job.workspace, self._name(job.workspace)
         ensure_image(self._api, self._settings, job.image)
-        with engine_errors():
-            found = self.find(workspace)
-            if found is not None and found.running:
-                raise ConflictError(f"{found.label} runs for {workspace} already", hint="stop it, or wait for its end")
-            self._remove(name)
-            for file in (EXIT_FILE, STOP_FILE, COLLECTED_FILE, LOG_FILE, "result.json"):
-                (workspace / file).unlink(missing_ok=True)
-            labels = {
-                "airloom.instance": self._settings.instance_id,
-                "airloom.pipeline": job.pipeline,
-                "airloom.run": job.run_id,
-                "airloom.stage": job.stage.value,
-                "airloom.key": job.key,
-                "airloom.job": name,
-                "airloom.timeout": str(job.timeout_seconds),
-                "airloom.grace": str(job.grace_seconds),
-            }
-            self._api.create_volume(name, labels=labels)
-            self._create(job, name, labels)
-            environment = json.dumps(dict(job.environment)).encode()
-            docker_files.send(self._api, name, job, environment)
-            self._api.start(name)
-            return self._handle(workspace, self._api.inspect_container(name))
+        job.workspace.mkdir(parents=True, exist_ok=True)
+        with (job.workspace / LOCK_FILE).open("w") as lock, engine_errors():
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two tries that start at once: the second finds the first's container
+            return self._start_locked(job)
 
     def find(self, workspace: Path) -> JobHandle | None:
         """See `Runner.find`."""
@@ -86,24 +68,22 @@ class DockerRunner:
         return self._handle(workspace, facts)
 
     def wait(self, handle: JobHandle, on_log: OnLog, should_stop: ShouldStop) -> JobExit:
-        """See `Runner.wait`. The log is written anew from the engine's, so that an adopted one has no holes."""
+        """See `Runner.wait`."""
         known = _read(handle.workspace / EXIT_FILE)
         if known is not None and known["id"] == handle.id:
             return JobExit(**{**known["exit"], "reason": ExitReason(known["exit"]["reason"])})
-        follower = threading.Thread(target=self._follow, args=(handle,), daemon=True)
-        (handle.workspace / LOG_FILE).write_bytes(b"")
+        log = handle.workspace / LOG_FILE
+        log.touch()
+        tail, asked = LogTail(log, offset=log.stat().st_size), False
+        follower = threading.Thread(target=self._follow, args=(handle, tail.offset), daemon=True)
         follower.start()
-        tail, asked = LogTail(handle.workspace / LOG_FILE), False
         while True:
             facts = self._facts(handle)
             for line in tail.read():
                 on_log(line)
             if facts is None or not facts["State"]["Running"]:
                 break
-            labels = facts["Config"]["Labels"]
-            if time.time() - _seconds(facts["State"]["StartedAt"]) > float(labels["airloom.timeout"]):
-                self._stop(handle, float(labels["airloom.grace"]), ExitReason.TIMEOUT)
-            elif not asked and should_stop():
+            if not asked and should_stop():
                 asked = True
                 self.request_stop(handle)
             time.sleep(self._poll_seconds)
@@ -114,7 +94,14 @@ class DockerRunner:
 
     def stop(self, handle: JobHandle, grace_seconds: float) -> None:
         """See `Runner.stop`."""
-        self._stop(handle, grace_seconds, ExitReason.STOPPED)
+        from docker.errors import NotFound
+
+        facts = self._facts(handle)
+        if facts is None or not facts["State"]["Running"]:
+            return
+        (handle.workspace / STOP_FILE).write_text("{}", encoding="ascii")
+        with engine_errors(), suppress(NotFound):
+            self._api.stop(handle.id, timeout=max(1, round(grace_seconds)))
 
     def request_stop(self, handle: JobHandle) -> None:
         """See `Runner.request_stop`."""
@@ -126,6 +113,36 @@ class DockerRunner:
             (handle.workspace / COLLECTED_FILE).write_text(handle.id, encoding="ascii")
         with engine_errors():
             self._remove(self._name(handle.workspace))
+
+    def _start_locked(self, job: StageJob) -> JobHandle:
+        from docker.errors import APIError
+
+        workspace, name = job.workspace, self._name(job.workspace)
+        found = self.find(workspace)
+        if found is not None and found.running:
+            raise ConflictError(f"{found.label} runs for {workspace} already", hint="stop it, or wait for its end")
+        self._remove(name)
+        for file in (EXIT_FILE, STOP_FILE, COLLECTED_FILE, LOG_FILE, "result.json"):
+            (workspace / file).unlink(missing_ok=True)
+        shutil.rmtree(workspace / docker_files.CARRIED, ignore_errors=True)
+        labels = {
+            INSTANCE_LABEL: self._settings.instance_id,
+            "airloom.pipeline": job.pipeline,
+            "airloom.run": job.run_id,
+            "airloom.stage": job.stage.value,
+            "airloom.key": job.key,
+            "airloom.workspace": str(workspace),
+        }
+        self._api.create_volume(name, labels=labels)
+        self._create(job, name, labels)
+        environment = dict(job.environment)
+        if self._settings.ca_bundle:
+            environment |= dict.fromkeys(CA_VARIABLES, str(docker_files.MOUNT / docker_files.CA_FILE))
+        content = json.dumps(environment).encode()
+        docker_files.send(self._api, name, job, content, self._settings.ca_bundle)
+        with suppress(APIError):  # its state then says why, and so does the exit
+            self._api.start(name)
+        return self._handle(workspace, self._api.inspect_container(name))
 
     def _create(self, job: StageJob, name: str, labels: dict[str, str]) -> None:
         from docker.types import DeviceRequest, Mount
@@ -146,7 +163,7 @@ class DockerRunner:
             security_opt=["no-new-privileges"],
             mem_limit=job.memory_bytes,
             memswap_limit=job.memory_bytes,
-            nano_cpus=int(min(job.cpus, os.cpu_count() or 1) * 1e9),
+            nano_cpus=int(min(job.cpus, self._api.info()["NCPU"]) * 1e9),
             shm_size=256 * 2**20,
             pids_limit=1024,
             restart_policy={"Name": "no"},
@@ -154,12 +171,14 @@ class DockerRunner:
         )
         variables = {name: str(max(1, int(job.cpus))) for name in THREAD_VARIABLES}
         variables |= {"HOME": "/tmp", "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # noqa: S108
-        arguments = [job.stage.value, "--request", "/airloom/work/request.json", "--result", "/airloom/work/result.json"]
+        work = str(docker_files.MOUNT)
+        arguments = [job.stage.value, "--request", f"{work}/request.json", "--result", f"{work}/result.json"]
+        boot = (Path(__file__).parent / "container_boot.py").read_text(encoding="utf-8")
         self._api.create_container(
             job.image,
             name=name,
-            entrypoint=["python3", "-c", _BOOT],
-            command=["main.py", *arguments],
+            entrypoint=["python3", "-c", boot],
+            command=[str(job.timeout_seconds), str(job.grace_seconds), "main.py", *arguments],
             working_dir="/app",
             user=f"{docker_files.USER}:{docker_files.USER}",
             environment=variables,
@@ -169,52 +188,38 @@ class DockerRunner:
 
     def _end(self, handle: JobHandle, facts: dict[str, Any] | None) -> JobExit:
         if facts is None:
+            with engine_errors():
+                self._remove(self._name(handle.workspace))
             return JobExit(ExitReason.LOST, detail=f"{handle.label} was removed")
         with engine_errors():
-            docker_files.fetch(self._api, handle.id, handle.workspace)
-        state, asked = facts["State"], _read(handle.workspace / STOP_FILE)
-        code = int(state["ExitCode"])
-        seconds = _seconds(state["FinishedAt"]) - _seconds(state["StartedAt"])
-        if asked is not None:
-            found = JobExit(ExitReason(asked["reason"]), seconds=seconds)
-        elif state["OOMKilled"]:
-            found = JobExit(ExitReason.MEMORY_LIMIT, seconds=seconds)
-        elif state["Error"]:
-            found = JobExit(ExitReason.NOT_STARTED, detail=state["Error"], seconds=seconds)
-        elif code == 255:  # what the engine says of containers that it lost sight of
-            found = JobExit(ExitReason.LOST, seconds=seconds)
-        elif code > 128:
-            found = JobExit(ExitReason.SIGNALLED, signal=code - 128, seconds=seconds)
-        else:
-            found = JobExit(ExitReason.EXITED, exit_code=code, seconds=seconds)
+            noted = docker_files.fetch(self._api, handle.id, handle.workspace)
+        found = _exit_of(facts, noted, _read(handle.workspace / STOP_FILE) is not None)
         note = {"id": handle.id, "key": handle.key, "label": handle.label, "exit": asdict(found)}
-        (handle.workspace / EXIT_FILE).write_text(json.dumps(note), encoding="utf-8")
+        new = handle.workspace / f"{EXIT_FILE}.new"
+        new.write_text(json.dumps(note), encoding="utf-8")
+        new.replace(handle.workspace / EXIT_FILE)
         return found
 
-    def _stop(self, handle: JobHandle, grace_seconds: float, reason: ExitReason) -> None:
-        from docker.errors import NotFound
-
-        facts = self._facts(handle)
-        if facts is None or not facts["State"]["Running"]:
-            return
-        (handle.workspace / STOP_FILE).write_text(json.dumps({"reason": reason.value}), encoding="ascii")
-        with engine_errors(), suppress(NotFound):
-            self._api.stop(handle.id, timeout=max(1, round(grace_seconds)))
-
     def _facts(self, handle: JobHandle) -> dict[str, Any] | None:
+        return self._facts_of(handle.id)
+
+    def _facts_of(self, container: str) -> dict[str, Any] | None:
         from docker.errors import NotFound
 
         with engine_errors():
             try:
-                facts: dict[str, Any] = self._api.inspect_container(handle.id)
+                facts: dict[str, Any] = self._api.inspect_container(container)
             except NotFound:
                 return None
         return facts
 
-    def _follow(self, handle: JobHandle) -> None:
+    def _follow(self, handle: JobHandle, known_bytes: int) -> None:
+        """Append what the engine has and the file has not: an adopted log has no holes and no line twice."""
         with suppress(Exception), (handle.workspace / LOG_FILE).open("ab", buffering=0) as file:
             for piece in connect(self._settings).logs(handle.id, stream=True, follow=True):
-                file.write(piece)
+                skipped = min(known_bytes, len(piece))
+                known_bytes -= skipped
+                file.write(piece[skipped:])
 
     def _remove(self, name: str) -> None:
         from docker.errors import NotFound
@@ -237,6 +242,44 @@ class DockerRunner:
             running=bool(facts["State"]["Running"]),
             collected=(workspace / COLLECTED_FILE).exists(),
         )
+
+
+def find_containers(settings: Settings) -> list[tuple[JobHandle, dict[str, str]]]:
+    """Every stage's container of this installation, running or not, with its labels."""
+    runner = DockerRunner(settings)
+    label = f"{INSTANCE_LABEL}={settings.instance_id}"
+    with engine_errors():
+        found = runner._api.containers(all=True, filters={"label": [label, "airloom.workspace"]})
+        facts = [runner._facts_of(item["Id"]) for item in found]
+    return [
+        (runner._handle(Path(item["Config"]["Labels"]["airloom.workspace"]), item), item["Config"]["Labels"])
+        for item in facts
+        if item is not None
+    ]
+
+
+def _exit_of(facts: dict[str, Any], noted: dict[str, Any] | None, stopped: bool) -> JobExit:  # noqa: PLR0911 - one each
+    """From what the engine and the container's first program say; never from the log."""
+    state = facts["State"]
+    code = int(state["ExitCode"])
+    seconds = 0.0 if state["Error"] else _seconds(state["FinishedAt"]) - _seconds(state["StartedAt"])
+    used = {name: noted[name] for name in ("cpu_seconds", "peak_memory_bytes")} if noted else {}
+    if stopped:
+        return JobExit(ExitReason.STOPPED, seconds=seconds, **used)
+    if state["OOMKilled"]:
+        used["peak_memory_bytes"] = int(facts["HostConfig"]["Memory"])
+        return JobExit(ExitReason.MEMORY_LIMIT, seconds=seconds, **used)
+    if state["Error"]:
+        return JobExit(ExitReason.NOT_STARTED, detail=state["Error"])
+    if noted is None:
+        if code == _LOST_CODE or code <= _SIGNAL_BASE:
+            return JobExit(ExitReason.LOST, detail=f"its container ended with {code}", seconds=seconds)
+        return JobExit(ExitReason.SIGNALLED, signal=code - _SIGNAL_BASE, seconds=seconds)
+    if noted["timed_out"]:
+        return JobExit(ExitReason.TIMEOUT, seconds=seconds, **used)
+    if noted["code"] < 0:
+        return JobExit(ExitReason.SIGNALLED, signal=-noted["code"], seconds=seconds, **used)
+    return JobExit(ExitReason.EXITED, exit_code=noted["code"], seconds=seconds, **used)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
