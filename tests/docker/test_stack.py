@@ -94,6 +94,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     finally:
         command = [*compose_command(), "-p", found.name, "down", "--volumes", "--remove-orphans"]
         found.run(command)
+        for volume in found.things("volume"):
+            found.run(["docker", "volume", "rm", "--force", volume])
 
 
 def containers(stack: Stack) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airloom.contract import RunPlan, Trigger
-from airloom.contract.enums import Stage
+from airloom.contract import ImageRef, RunPlan, Trigger
+from airloom.contract.build import BuildRecord
+from airloom.contract.enums import Runner, Stage
 from airloom.errors import ConfigError, ContractError, DataRejectedError, NotFoundError
 from airloom.flows.environment import environment, environment_digest
 from airloom.flows.resolve import RunParams, load_plan, plan_uri, resolve
@@ -270,3 +271,32 @@ def test_what_a_tag_needs_and_is_gone_is_named(project: Project) -> None:
     project.store.remove(*project.store.split_uri(then.source.manifest))
     with pytest.raises(NotFoundError, match="list of raw data of run then is gone"):
         project.resolve("again", reproduce=tag)
+
+
+def test_containers_run_the_image_of_the_commits_build(project: Project) -> None:
+    """The runtime, and not the image, is what a stage's cached result depends on."""
+    settings = project.hooks.settings.model_copy(update={"runner": "docker"})
+    project.hooks.settings = settings
+    with pytest.raises(NotFoundError, match=f"no image of {project.repo.name}@{project.first[:8]}") as raised:
+        project.resolve()
+    assert "airloom build" in str(raised.value.hint)
+    image = ImageRef(
+        name=f"airloom/{project.repo.name}", tag=project.first, digest=f"sha256:{'1' * 64}", pushed=False, runtime="r1"
+    )
+    record = BuildRecord(
+        repo=project.repo.name, commit=project.first, message="m", author="a", environment="e",
+        stages={}, image=image, built_at=NOW, seconds=1,
+    )  # fmt: skip
+    key = f"builds/{project.repo.name}/{project.first}.json"
+    project.store.put_json("airloom", key, record.model_dump(mode="json"))
+    plan = project.resolve()
+    assert plan.runner is Runner.DOCKER
+    train, serve = plan.stages[Stage.TRAIN], plan.stages[Stage.SERVE]
+    assert (train.image, train.environment) == (image, "r1")
+    assert (serve.image, serve.environment) == (None, environment_digest())
+
+
+def test_a_runner_that_there_is_not_is_named(project: Project) -> None:
+    project.hooks.settings = project.hooks.settings.model_copy(update={"runner": "dokcer"})
+    with pytest.raises(ConfigError, match="AIRLOOM_RUNNER is 'dokcer'"):
+        project.resolve()
