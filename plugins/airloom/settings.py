@@ -97,14 +97,7 @@ class Settings(BaseSettings):
     stack: str = Field(default="airloom", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     docker_host: str = ""
     docker_network: str = "host"
-    work_volume: str = ""
-    build_images: bool = False
-    buildkit_host: str = ""
-    registry: str = ""
     registry_user: str = ""
-    image_namespace: str = "airloom"
-    python_image: str = "python:3.11.15-slim-bookworm"
-    training_base_image: str = ""
     ca_bundle: str = ""
 
     git_owner: str = "airloom"

@@ -279,7 +279,7 @@ def test_containers_run_the_image_of_the_commits_build(project: Project) -> None
     project.hooks.settings = settings
     with pytest.raises(NotFoundError, match=f"no image of {project.repo.name}@{project.first[:8]}") as raised:
         project.resolve()
-    assert "airloom build" in str(raised.value.hint)
+    assert "runner 'process'" in str(raised.value.hint)
     image = ImageRef(
         name=f"airloom/{project.repo.name}", tag=project.first, digest=f"sha256:{'1' * 64}", pushed=False, runtime="r1"
     )

@@ -269,7 +269,7 @@ def _image_of(hooks: Hooks, pin: CodePin) -> ImageRef:
     if record is None or record.image is None:
         raise NotFoundError(
             f"there is no image of {pin.repo}@{pin.commit[:8]}, which runner 'docker' needs",
-            hint=f"set AIRLOOM_BUILD_IMAGES=true and run: airloom build {pin.repo}@{pin.commit[:8]}",
+            hint="the build of that commit recorded none: airloom build makes no images yet; use runner 'process'",
         )
     return record.image
 
