@@ -297,6 +297,6 @@ def test_containers_run_the_image_of_the_commits_build(project: Project) -> None
 
 
 def test_a_runner_that_there_is_not_is_named(project: Project) -> None:
-    project.hooks.settings = project.hooks.settings.model_copy(update={"runner": "dokcer"})
-    with pytest.raises(ConfigError, match="AIRLOOM_RUNNER is 'dokcer'"):
+    project.hooks.settings = project.hooks.settings.model_copy(update={"runner": "podman"})
+    with pytest.raises(ConfigError, match="AIRLOOM_RUNNER is 'podman'"):
         project.resolve()
