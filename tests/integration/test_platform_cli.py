@@ -117,10 +117,14 @@ def test_clean_spares_what_is_no_home_of_airloom(tmp_path: Path) -> None:
     assert (tmp_path / "precious" / "thesis.txt").exists()
 
 
-def test_up_says_how_and_init_makes_secrets_once(settings: Settings) -> None:
-    asked = airloom(settings, "up")
-    assert asked.returncode == 2
-    assert "airloom up --embedded" in asked.stderr
+def test_the_stack_is_not_started_beside_the_embedded_platform(running: Settings) -> None:
+    asked = airloom(running, "up")
+    assert asked.returncode != 0
+    assert "the embedded platform runs here" in asked.stderr
+    assert "airloom down" in asked.stderr
+
+
+def test_init_makes_secrets_once(settings: Settings) -> None:
     (settings.secrets_dir / "git_password").unlink()
     assert "1 secret made" in airloom(settings, "init").stdout
     assert "all secrets are in" in airloom(settings, "init").stdout
