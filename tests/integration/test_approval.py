@@ -72,8 +72,10 @@ def test_the_run_waits_for_the_answer(asks: RunningAirflow, answer: str, release
     assert "accuracy 0.97 is at least 0.9" in asked["body"]
     assert states(asks, run_id)["release"] is None
     details(asks, run_id, answer)
-    assert asks.api.wait("asks", run_id, timeout_seconds=90)["state"] == "success"
-    assert states(asks, run_id) == {"gate": "success", "approve": "success", "release": release}
+    ended = asks.api.wait("asks", run_id, timeout_seconds=90)["state"]
+    log = asks.api.task_log("asks", run_id, "approve")
+    assert states(asks, run_id) == {"gate": "success", "approve": "success", "release": release}, log
+    assert ended == "success"
 
 
 def test_nobody_is_asked_where_the_run_says_so(asks: RunningAirflow) -> None:

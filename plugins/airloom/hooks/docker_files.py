@@ -115,5 +115,23 @@ def _get(api: Any, container: str, name: str, folder: Path) -> bool:
             file.write(chunk)
         file.seek(0)
         with tarfile.open(fileobj=file) as archive:
-            archive.extractall(folder, filter="data")
+            for member in archive:
+                _extract(archive, member, folder)
     return True
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Plain files and folders below `folder`, with this user's owner and modes.
+
+    The standard library's own filters came with Python 3.11.4, and Debian 12 has an earlier one.
+
+    Raises:
+        ContractError: a stage wrote something else, such as a link that leads out.
+    """
+    target = (folder / member.name).resolve()
+    if not (member.isfile() or member.isdir()) or not target.is_relative_to(folder.resolve()):
+        raise ContractError(
+            f"the stage's output {member.name!r} is neither a file nor a folder",
+            hint="outputs hold plain files and folders: no links, sockets or devices",
+        )
+    archive.extract(member, folder, set_attrs=False)
