@@ -9,6 +9,10 @@ BIN := .venv/bin
 PYTHON ?=
 UV_VERSION := 0.13.8
 PYTEST := $(BIN)/python -m pytest -q
+# Where this machine trusts authorities of its own, so do the images that are built here.
+ifneq ($(SSL_CERT_FILE),)
+export AIRLOOM_CA_BUNDLE ?= $(SSL_CERT_FILE)
+endif
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
