@@ -103,7 +103,7 @@ def test_stop_ends_the_whole_tree(stage_bench: StageBench, ignore: bool) -> None
     stage_bench.wait_for_log("ready")
     assert len(processes_of(handle.id)) == 4  # shim, stage, its child, and a grandchild with a session of its own
     stage_bench.runner.stop(handle, 0.5)
-    assert processes_of(handle.id) <= {handle.pid}  # who watched it ends a moment after it has said so
+    assert not processes_of(handle.id)
     assert stage_bench.runner.wait(handle, lambda line: None, lambda: False).reason is ExitReason.STOPPED
 
 
@@ -301,7 +301,7 @@ def test_killed_shim_takes_the_stage_with_it(stage_bench: StageBench) -> None:
     kill(handle.pid)
     job_exit = stage_bench.runner.wait(handle, lambda line: None, lambda: False)
     assert job_exit.reason is ExitReason.LOST
-    assert processes_of(handle.id) <= {handle.pid}  # who watched it ends a moment after it has said so
+    assert not processes_of(handle.id)
     assert stage_bench.runner.find(stage_bench.workspace) is None
 
 
