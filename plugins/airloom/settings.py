@@ -97,7 +97,13 @@ class Settings(BaseSettings):
     stack: str = Field(default="airloom", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     docker_host: str = ""
     docker_network: str = "host"
+    registry: str = ""
     registry_user: str = ""
+    image_namespace: str = Field(default="airloom", pattern=r"^[a-z0-9]+(?:[._/-][a-z0-9]+)*$")
+    python_image: str = "python:3.11.15-slim-bookworm"
+    training_base_image: str = ""
+    torch_backend: str = ""
+    wheels: str = ""
     ca_bundle: str = ""
 
     git_owner: str = "airloom"

@@ -86,7 +86,7 @@ def _build(hooks: Hooks, pin: CodePin, on_progress: Progress, pusher: str, annou
     what = f"{pin.repo}@{pin.commit[:8]}"
     environment = store_environment(hooks)
     record = find_build(hooks, pin.repo, pin.commit)
-    if record is not None and record.environment == environment:
+    if record is not None and _is_current(hooks, pin, record, environment):
         on_progress(f"{what} was built already at {record.built_at:%Y-%m-%d %H:%M:%S} UTC: nothing to build")
         record = record.model_copy(update={"created": False})
     else:
@@ -104,7 +104,18 @@ def _build(hooks: Hooks, pin: CodePin, on_progress: Progress, pusher: str, annou
     return record
 
 
+def _is_current(hooks: Hooks, pin: CodePin, record: BuildRecord, environment: str) -> bool:
+    """Whether a build is what it would be if it were made now."""
+    from airloom.flows import images
+
+    if not images.makes_images(hooks.settings):
+        return record.environment == environment
+    return images.is_current(hooks.settings, record.image, ensure_checkout(hooks, pin.repo, pin.commit))
+
+
 def _make(hooks: Hooks, pin: CodePin, environment: str, on_progress: Progress, pusher: str) -> BuildRecord:
+    from airloom.flows import images
+
     started = time.monotonic()
     what = f"{pin.repo}@{pin.commit[:8]}"
     _report(hooks, pin, "pending", "build started", on_progress)
@@ -115,6 +126,9 @@ def _make(hooks: Hooks, pin: CodePin, environment: str, on_progress: Progress, p
     on_progress(f"{what}: loading main.py")
     _load_entry_point(what, folder)
     stages = StageRepo.load(folder)
+    image = None
+    if images.makes_images(hooks.settings):
+        image = images.build_stage_image(hooks.settings, pin, folder, on_progress)
     record = BuildRecord(
         repo=pin.repo,
         commit=pin.commit,
@@ -123,6 +137,7 @@ def _make(hooks: Hooks, pin: CodePin, environment: str, on_progress: Progress, p
         pusher=pusher,
         environment=environment,
         stages={stage: stages.code_digest(folder, stage) for stage in stages.stages},
+        image=image,
         built_at=datetime.now(UTC),
         seconds=round(time.monotonic() - started, 3),
     )

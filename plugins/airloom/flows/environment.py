@@ -27,15 +27,13 @@ def environment() -> dict[str, Any]:
     a second for some hundred of them. The contract's own code is in it, because stages import it and its
     version stays the same while it is worked on.
     """
-    from airloom import contract
-
     folders = {Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib"))}
     found = {match for folder in folders for path in folder.iterdir() if (match := _INFO_FOLDER.fullmatch(path.name))}
     names = {f"{re.sub(r'[-_.]+', '-', match['name']).lower()}=={match['version']}" for match in found}
     return {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "machine": f"{platform.system()} {platform.machine()}",
-        "contract": _source_digest(Path(contract.__path__[0])),
+        "contract": contract_digest(),
         "distributions": sorted(names),
     }
 
@@ -57,6 +55,10 @@ def store_environment(hooks: Hooks) -> str:
     return digest
 
 
-def _source_digest(folder: Path) -> str:
+def contract_digest() -> str:
+    """Digest of the contract's own code."""
+    from airloom import contract
+
+    folder = Path(contract.__path__[0])
     files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.py"))
     return sha256_bytes("".join(f"{sha256_file(path)}  {name}\n" for name, path in files).encode())

@@ -52,11 +52,15 @@ def ensure_image(api: Any, settings: Settings, reference: str) -> None:
         try:
             api.inspect_image(reference)
         except ImageNotFound:
-            login = None
-            if settings.registry_user:
-                login = {"username": settings.registry_user, "password": settings.secret("registry_password")}
             if reference.startswith("sha256:"):
                 raise ServiceError(
                     f"the image {reference} is not in this engine", hint="build the commit again: airloom build …"
                 ) from None
-            api.pull(reference, auth_config=login)
+            api.pull(reference, auth_config=login_of(settings))
+
+
+def login_of(settings: Settings) -> dict[str, str] | None:
+    """Whom the registry is to know; None: nobody."""
+    if not settings.registry_user:
+        return None
+    return {"username": settings.registry_user, "password": settings.secret("registry_password")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -14,6 +15,8 @@ from airloom.errors import ConfigError
 
 STAGES_FILE = "stages.yaml"
 
+Runtime = Literal["preprocessing", "training", "serving"]
+
 
 class StageSource(Frozen):
     """The files and folders that a stage is made of, relative to the repo: a change elsewhere doesn't run it again."""
@@ -22,8 +25,13 @@ class StageSource(Frozen):
 
 
 class StageRepo(Frozen):
-    """`stages.yaml`."""
+    """`stages.yaml`.
 
+    Attributes:
+        runtime: what the repo's Dockerfile builds from; needed only where images are built.
+    """
+
+    runtime: Runtime | None = None
     stages: dict[Stage, StageSource]
 
     @classmethod
