@@ -13,6 +13,10 @@ PYTEST := $(BIN)/python -m pytest -q
 ifneq ($(SSL_CERT_FILE),)
 export AIRLOOM_CA_BUNDLE ?= $(SSL_CERT_FILE)
 endif
+# Where pip finds wheels on this machine, image builds find them too.
+ifneq ($(PIP_FIND_LINKS),)
+export AIRLOOM_WHEELS ?= $(PIP_FIND_LINKS)
+endif
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -82,6 +86,7 @@ test-e2e: install ## the whole platform: a first run to a reproduced one, pushes
 	$(PYTEST) tests/e2e/test_pipeline.py tests/e2e/test_monitoring.py
 	$(PYTEST) tests/e2e/test_push.py
 	$(PYTEST) tests/e2e/test_kills.py
+	$(PYTEST) tests/e2e/test_docker.py
 
 bench: install ## the benchmarks that need no running platform; docs/benchmarks.md tells of the others
 	$(BIN)/python bench/dag_parsing.py

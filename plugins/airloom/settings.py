@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     configs: str = ""
     bind_host: str = "127.0.0.1"
     runner: str = ""
+    deploy_target: str = ""
 
     airflow_port: int = Field(default=8080, gt=0, lt=65536)
     git_port: int = Field(default=8081, gt=0, lt=65536)

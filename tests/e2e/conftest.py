@@ -24,9 +24,9 @@ AIRLOOM = str(Path(sys.executable).with_name("airloom"))
 
 
 class Platform:
-    """A started platform and the command line that a person would use."""
+    """A platform and the command line that a person would use. `more`: settings beside its folder and ports."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **more: str) -> None:
         self.project = folder / "project with spaces"
         shutil.copytree(ROOT / "dags", self.project / "dags", ignore=shutil.ignore_patterns("__pycache__"))
         ignored = shutil.ignore_patterns("__pycache__", ".*_cache")
@@ -45,6 +45,7 @@ class Platform:
             **ports,
             "serving_ports": f"{serving}-{serving + 19}",
             "internal_ports": f"{internal}-{internal + 19}",
+            **more,
         }
         self.settings = Settings(_env_file=None, **values)
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(("AIRLOOM_", "AIRFLOW_"))}

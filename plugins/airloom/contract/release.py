@@ -9,6 +9,7 @@ from pydantic import Field
 
 from airloom.contract.base import Frozen
 from airloom.contract.enums import DeployTarget, Verdict
+from airloom.contract.image import ImageRef
 
 
 class GateDecision(Frozen):
@@ -40,6 +41,7 @@ class Release(Frozen):
         model_digest: `sha256_tree` of the model artifact.
         serving_commit: of the serving repo.
         environment: digest of the image, or of the installed packages.
+        image: of the serving code, where releases answer from containers.
         plan: URI of the run's plan.
         lineage: repo -> commit of every stage that led to the model.
     """
@@ -59,6 +61,7 @@ class Release(Frozen):
     serving_repo: str
     serving_commit: str
     environment: str
+    image: ImageRef | None = None
     plan: str
     lineage: dict[str, str]
     metrics: dict[str, float] = Field(default_factory=dict)

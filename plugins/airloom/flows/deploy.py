@@ -12,6 +12,7 @@ from airloom.contract import Deployment, Release, RunPlan
 from airloom.errors import AirloomError, PlatformError, RolledBackError, ServiceError
 from airloom.flows.deployments import (
     ReferenceRow,
+    Target,
     answering,
     deployment,
     differences,
@@ -27,7 +28,6 @@ from airloom.spec.pipeline import Canary, PipelineSpec
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
-    from airloom.hooks.deploy_process import ProcessTarget
 
 OnStep = Callable[[str], None]
 
@@ -75,7 +75,7 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
 def undo(
     hooks: Hooks,
     spec: PipelineSpec,
-    target: ProcessTarget,
+    target: Target,
     release: Release,
     *,
     previous: str | None,
@@ -106,7 +106,7 @@ def undo(
 def _roll_out(
     hooks: Hooks,
     spec: PipelineSpec,
-    target: ProcessTarget,
+    target: Target,
     release: Release,
     *,
     previous: str | None,

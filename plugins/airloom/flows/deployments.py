@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from airloom.contract import Deployment, DeployTarget, Release
 from airloom.errors import AirloomError, ConfigError, NotFoundError, ServiceError
@@ -20,7 +20,6 @@ from airloom.spec.pipeline import PipelineSpec
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
-    from airloom.hooks.deploy_process import ProcessTarget
     from airloom.hooks.serving import ServingClient
 
 # encode() rounds to 4 decimals, and another batch shape may flip the last of them.
@@ -37,20 +36,44 @@ class ReferenceRow:
     output: dict[str, Any]
 
 
-def target_of(hooks: Hooks, spec: PipelineSpec) -> ProcessTarget:
+class Target(Protocol):
+    """What runs releases: one answers beside the others until it is stopped."""
+
+    def start(self, release: Release, bundle: Path, spec: PipelineSpec) -> str:
+        """Have a release answer; its URL, once it is ready. Raises PlatformError when it does not become so."""
+        ...
+
+    def url(self, pipeline: str, version: str) -> str | None:
+        """Where a release answers, if it is ready."""
+        ...
+
+    def running(self, pipeline: str) -> list[str]:
+        """The versions of a pipeline that were started and not stopped."""
+        ...
+
+    def stop(self, pipeline: str, version: str) -> None:
+        """Let a release finish what it has, and end it. Not running: no change."""
+        ...
+
+
+def target_of(hooks: Hooks, spec: PipelineSpec) -> Target:
     """What runs the pipeline's releases.
 
     Raises:
         ConfigError: this installation has no such target.
     """
-    if spec.deploy.target is not DeployTarget.PROCESS:
-        raise ConfigError(
-            f"deploy.target {spec.deploy.target.value!r} is not available in this installation",
-            hint="use target 'process'",
-        )
-    from airloom.hooks.deploy_process import ProcessTarget
+    if spec.deploy.target is DeployTarget.PROCESS:
+        from airloom.hooks.deploy_process import ProcessTarget
 
-    return ProcessTarget(hooks.settings, hooks.supervisor)
+        return ProcessTarget(hooks.settings, hooks.supervisor)
+    if spec.deploy.target is DeployTarget.DOCKER:
+        from airloom.hooks.deploy_docker import DockerTarget
+
+        return DockerTarget(hooks.settings)
+    raise ConfigError(
+        f"deploy.target {spec.deploy.target.value!r} is not available in this installation",
+        hint="use target 'process' or 'docker'",
+    )
 
 
 def deployment(hooks: Hooks, pipeline: str) -> Deployment | None:

@@ -61,6 +61,7 @@ def make_release(
         serving_repo=serving.repo,
         serving_commit=serving.commit,
         environment=plan.stages[Stage.SERVE].environment,
+        image=plan.stages[Stage.SERVE].image,
         plan=plan_uri(hooks, plan),
         lineage={repo: pin.commit for repo, pin in sorted(plan.code.items())},
         metrics=decision.metrics,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, StringConstraints, ValidationError
 
 from airloom.contract import CodePin, Frozen, ImageRef, RunPlan, SourcePin, StagePin, Trigger, VersionTag
-from airloom.contract.enums import Runner, Stage
+from airloom.contract.enums import DeployTarget, Runner, Stage
 from airloom.contract.plan import safe_run_id
 from airloom.errors import ConfigError, ConflictError, ContractError, NotFoundError
 from airloom.flows.environment import store_environment
@@ -21,6 +21,7 @@ from airloom.spec.stage_repo import StageRepo
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
+    from airloom.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +85,13 @@ def resolve(
     earlier = _plan_of_tag(hooks, spec, params.reproduce) if params.reproduce else None
     if earlier is not None:
         spec = _spec_of_then(spec, earlier)
-    if hooks.settings.runner:
-        spec = spec.model_copy(update={"runner": _runner_here(hooks.settings.runner)})
+    spec = _as_here(hooks.settings, spec)
     code = {repo: _code_pin(hooks, repo, params, earlier) for repo in spec.repos}
     environment = store_environment(hooks)
     stages = _pin_stages(hooks, spec, code, environment)
     if earlier is not None:
         source = _source_of_then(hooks, earlier)
-        trigger = trigger.model_copy(update={"detail": _detail_of_reproduction(trigger, params, earlier, environment)})
+        trigger = trigger.model_copy(update={"detail": _detail_of_reproduction(trigger, params, earlier, stages)})
     else:
         from airloom.flows.source import pin_source
 
@@ -215,13 +215,29 @@ def _spec_of_then(spec: PipelineSpec, earlier: RunPlan) -> PipelineSpec:
         ) from error
 
 
-def _runner_here(name: str) -> Runner:
+def _as_here(settings: Settings, spec: PipelineSpec) -> PipelineSpec:
+    """The pipeline as this installation runs it.
+
+    Raises:
+        ConfigError: AIRLOOM_RUNNER or AIRLOOM_DEPLOY_TARGET is wrong, or the two don't go together.
+    """
+    value = spec.model_dump(mode="json")
+    for variable, given, allowed in (
+        ("AIRLOOM_RUNNER", settings.runner, Runner),
+        ("AIRLOOM_DEPLOY_TARGET", settings.deploy_target, DeployTarget),
+    ):
+        if given and given not in list(allowed):
+            raise ConfigError(
+                f"{variable} is {given!r}", hint=f"allowed are: {', '.join(item.value for item in allowed)}"
+            )
+    value["runner"] = settings.runner or value["runner"]
+    value["deploy"]["target"] = settings.deploy_target or value["deploy"]["target"]
     try:
-        return Runner(name)
-    except ValueError:
+        return PipelineSpec.model_validate(value)
+    except ValidationError as error:
         raise ConfigError(
-            f"AIRLOOM_RUNNER is {name!r}", hint=f"allowed are: {', '.join(runner.value for runner in Runner)}"
-        ) from None
+            f"{spec.name}: {error.errors()[0]['msg']}", hint="see AIRLOOM_RUNNER and AIRLOOM_DEPLOY_TARGET"
+        ) from error
 
 
 def _code_pin(hooks: Hooks, repo: str, params: RunParams, earlier: RunPlan | None) -> CodePin:
@@ -247,8 +263,11 @@ def _pin_stages(
             digest = contents[repo].code_digest(checkouts[repo], stage)
         except ConfigError as error:
             raise ConfigError(f"{repo}@{code[repo].commit[:8]}: {error.message}", hint=error.hint) from error
-        # The serving process is started by the deployment's target, not by the runner.
-        in_container = spec.runner is Runner.DOCKER and stage is not Stage.SERVE
+        # A release is started by the deployment's target, not by the runner.
+        if stage is Stage.SERVE:
+            in_container = spec.deploy.target is DeployTarget.DOCKER
+        else:
+            in_container = spec.runner is Runner.DOCKER
         image = _image_of(hooks, code[repo]) if in_container else None
         pins[stage] = StagePin(
             repo=repo,
@@ -268,8 +287,8 @@ def _image_of(hooks: Hooks, pin: CodePin) -> ImageRef:
     record = find_build(hooks, pin.repo, pin.commit)
     if record is None or record.image is None:
         raise NotFoundError(
-            f"there is no image of {pin.repo}@{pin.commit[:8]}, which runner 'docker' needs",
-            hint="the build of that commit recorded none: airloom build makes no images yet; use runner 'process'",
+            f"there is no image of {pin.repo}@{pin.commit[:8]}, which the pipeline needs in this installation",
+            hint=f"build it: airloom build {pin.repo}@{pin.commit[:8]}",
         )
     return record.image
 
@@ -284,18 +303,21 @@ def _source_of_then(hooks: Hooks, earlier: RunPlan) -> SourcePin:
     return earlier.source
 
 
-def _detail_of_reproduction(trigger: Trigger, params: RunParams, earlier: RunPlan, environment: str) -> str:
+def _detail_of_reproduction(
+    trigger: Trigger, params: RunParams, earlier: RunPlan, stages: Mapping[Stage, StagePin]
+) -> str:
     """The trigger's detail, and a warning where the packages are not those of then."""
     parts = [trigger.detail] if trigger.detail else []
     parts.append(f"reproduces {params.reproduce} of run {earlier.run_id}")
-    then = {pin.environment for pin in earlier.stages.values()}
-    if then != {environment}:
-        warning = (
-            f"the environment differs from then ({', '.join(sorted(digest[:12] for digest in then))}, now "
-            f"{environment[:12]}): results may differ"
-        )
-        log.warning("%s", warning)
-        parts.append(warning)
+    for stage, pin in stages.items():
+        then = earlier.stages[stage].environment if stage in earlier.stages else pin.environment
+        if then != pin.environment:
+            warning = (
+                f"the environment of {stage.value} differs from then ({then[:12]}, now {pin.environment[:12]}): "
+                "results may differ"
+            )
+            log.warning("%s", warning)
+            parts.append(warning)
     return "; ".join(parts)
 
 

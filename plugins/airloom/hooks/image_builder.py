@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from airloom.settings import Settings
 
 BUILD_SECONDS = 3600.0
 _TAIL_LINES = 40
+_STEP_CHARACTERS = 110
 _SHOWN_LINES = 5
 _STEP = re.compile(r"#\d+ \[.*?\d+/\d+\] ")
 _PREFIX = re.compile(r"^#\d+ (?:[\d.]+ )?")
@@ -143,7 +145,7 @@ def _stream(command: list[str], environment: dict[str, str], on_progress: Progre
                 text = line.rstrip()
                 tail = [*tail, text][-_TAIL_LINES:] if text else tail
                 if _STEP.match(text):
-                    on_progress(text)
+                    on_progress(textwrap.shorten(text, _STEP_CHARACTERS, placeholder=" …"))
             code = process.wait(BUILD_SECONDS)
         except BaseException:
             process.kill()

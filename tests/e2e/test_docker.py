@@ -1,0 +1,244 @@
+"""The embedded platform with stages in containers: the same results as from processes, from images of each commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from airloom.contract import DataVersion, RunPlan, Stage, StageOutcome
+from airloom.contract.plan import safe_run_id
+from airloom.flows.build import find_build
+from tests.e2e.conftest import ROOT, Platform
+from tests.e2e.test_kills import command_of, is_worker
+from tests.fixtures.stage_image import BASE
+
+NAME = "digits_docker"
+STAGES = ("preprocess", "train", "evaluate")
+
+
+def docker(*arguments: str) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout.strip()
+
+
+def _without_engine() -> str | None:
+    done = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else f"no Docker engine answers: {done.stderr.strip()[-300:]}"
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Both pipelines have run once: `digits` as processes, its copy `digits_docker` as containers."""
+    reason = _without_engine()
+    if reason is not None:
+        if os.environ.get("AIRLOOM_REQUIRE_DOCKER") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    found = Platform(
+        tmp_path_factory.mktemp("docker"),
+        image_namespace="airloom-test",
+        python_image=os.environ.get("AIRLOOM_TEST_PYTHON_IMAGE", BASE),
+        torch_backend="" if os.environ.get("AIRLOOM_WHEELS") else "cpu",
+        wheels=os.environ.get("AIRLOOM_WHEELS", ""),
+        ca_bundle=os.environ.get("AIRLOOM_CA_BUNDLE", ""),
+    )
+    shutil.copytree(ROOT / "images", found.project / "images")
+    shutil.copytree(ROOT / "requirements", found.project / "requirements")
+    shutil.copy(ROOT / "pyproject.toml", found.project)
+    config = yaml.safe_load(found.config.read_text())
+    config |= {"name": NAME, "runner": "docker"}
+    (found.config.with_name(f"{NAME}.yaml")).write_text(yaml.safe_dump(config, sort_keys=False))
+    found.airloom("init")
+    found.airloom("images", "build", timeout=900)
+    found.airloom("up", "--embedded", timeout=600)
+    try:
+        found.first = found.run()
+        yield found
+    finally:
+        found.airloom("down", check=False)
+        for image in docker("images", "-q", "--filter", "reference=airloom-test/d*").split():
+            subprocess.run(["docker", "rmi", "-f", image], capture_output=True, check=False)
+
+
+def run(platform: Platform, *arguments: str) -> dict[str, Any]:
+    done = platform.airloom("run", NAME, "--json", *arguments, timeout=600)
+    summary: dict[str, Any] = json.loads(done.stdout)
+    assert summary["state"] == "success", summary
+    return summary
+
+
+@pytest.fixture(scope="module")
+def contained(platform: Platform) -> dict[str, Any]:
+    """The first run in containers."""
+    return run(platform)
+
+
+def handed_on(platform: Platform, pipeline: str, summary: dict[str, Any], task: str) -> dict[str, Any]:
+    value: dict[str, Any] = platform.hooks.airflow.xcom(pipeline, summary["run_id"], task)
+    return value
+
+
+def test_results_are_those_of_processes(platform: Platform, contained: dict[str, Any]) -> None:
+    """Same bytes, same metrics, same tag but for the run's own name and time."""
+    outcomes = {
+        pipeline: {task: StageOutcome.model_validate(handed_on(platform, pipeline, summary, task)) for task in STAGES}
+        for pipeline, summary in (("digits", platform.first), (NAME, contained))
+    }
+    as_process, as_container = outcomes["digits"], outcomes[NAME]
+    assert {task: outcome.cache for task, outcome in as_container.items()} == dict.fromkeys(STAGES, "miss")
+    versions = [
+        DataVersion.model_validate(handed_on(platform, pipeline, summary, "version"))
+        for pipeline, summary in (("digits", platform.first), (NAME, contained))
+    ]
+    assert versions[0].md5 == versions[1].md5
+    assert versions[0].digest == versions[1].digest
+    assert as_process["evaluate"].result.metrics == as_container["evaluate"].result.metrics
+    assert as_container["train"].peak_memory_bytes > 50 * 2**20
+
+    def said(version: DataVersion) -> dict[str, Any]:
+        message = json.loads(platform.hooks.git.read_tag(version.repo, version.tag).message)
+        own = {"pipeline", "run_id", "plan", "created_at", "tag"}
+        return {key: value for key, value in message.items() if key not in own}
+
+    assert said(versions[0]) == said(versions[1])
+
+
+def test_stages_ran_from_the_images_of_their_commits(platform: Platform, contained: dict[str, Any]) -> None:
+    plan = RunPlan.model_validate(handed_on(platform, NAME, contained, "resolve"))
+    for stage in (Stage.PREPROCESS, Stage.TRAIN, Stage.EVALUATE):
+        pin = plan.stages[stage]
+        assert pin.image is not None
+        assert pin.image.tag == plan.code_of(stage).commit
+        labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", pin.image.pull_ref))
+        assert labels["org.opencontainers.image.revision"] == plan.code_of(stage).commit
+        user = docker("inspect", "--format", "{{.Config.User}}", pin.image.pull_ref)
+        assert user == "10001"
+    own = f"label=airloom.instance={platform.settings.instance_id}"
+    assert docker("ps", "-aq", "--filter", own) == ""
+    assert docker("volume", "ls", "-q", "--filter", own) == ""
+
+
+def test_second_run_starts_no_container(platform: Platform, contained: dict[str, Any]) -> None:
+    again = run(platform)
+    assert {task["task"]: task["cache"] for task in again["tasks"] if task["task"] in STAGES} == dict.fromkeys(
+        STAGES, "hit"
+    )
+
+
+def test_push_makes_an_image_in_seconds_and_a_run_uses_it(platform: Platform, contained: dict[str, Any]) -> None:
+    clone = platform.clone("ds_mlmodeling", platform.project / "clone")
+    source = clone / "modeling" / "train.py"
+    source.write_text(source.read_text() + "\n# The same model, from another commit.\n")
+    commit = platform.push(clone, "Say something more")
+    record = platform.wait_for("the build", lambda: find_build(platform.hooks, "ds_mlmodeling", commit))
+    assert record.image is not None
+    assert record.image.tag == commit
+    print(f"code-only push to image: {record.seconds:.1f} s")
+    before = docker("inspect", "--format", "{{.Created}}", record.image.pull_ref)
+    said = platform.airloom("build", f"ds_mlmodeling@{commit}").stdout
+    assert "built already" in said
+    assert docker("inspect", "--format", "{{.Created}}", record.image.pull_ref) == before
+
+
+def test_broken_dockerfile_fails_on_the_commit_and_the_next_push_works(platform: Platform) -> None:
+    clone = platform.clone("de_datapreprocessing", platform.project / "broken")
+    dockerfile = clone / "Dockerfile"
+    good = dockerfile.read_text()
+    dockerfile.write_text(good.replace("COPY main.py", "COPY no-such-file main.py"))
+    source = clone / "main.py"
+    source.write_text(source.read_text() + "\n# another commit\n")
+    commit = platform.push(clone, "Break the Dockerfile")
+
+    def failed() -> dict[str, Any] | None:
+        rows = platform.hooks.gitbucket.statuses("de_datapreprocessing", commit)
+        return next((row for row in rows if row["state"] == "failure"), None)
+
+    status = platform.wait_for("the commit's failure", failed)
+    assert "no-such-file" in status["description"]
+    assert find_build(platform.hooks, "de_datapreprocessing", commit) is None
+    dockerfile.write_text(good)
+    source.write_text(source.read_text() + "# and another\n")
+    mended = platform.push(clone, "Mend the Dockerfile")
+    platform.wait_for("the build", lambda: find_build(platform.hooks, "de_datapreprocessing", mended))
+
+
+def test_no_secret_is_in_any_layer(platform: Platform, tmp_path: Any) -> None:
+    """Every byte of a saved stage image, against every secret of the installation and the CA's private build mount."""
+    plan = platform.hooks.git.head("ds_modelserving", "main")
+    record = platform.wait_for("the build", lambda: find_build(platform.hooks, "ds_modelserving", plan))
+    assert record.image is not None
+    archive = tmp_path / "image.tar"
+    docker("save", "-o", str(archive), f"{record.image.name}:{record.image.tag}")
+    secrets = [path.read_bytes().strip() for path in platform.settings.secrets_dir.iterdir() if path.is_file()]
+    assert len(secrets) > 10
+    with archive.open("rb") as file:
+        tail = b""
+        while block := file.read(2**24):
+            window = tail + block
+            assert not [secret for secret in secrets if len(secret) >= 16 and secret in window]
+            tail = block[-200:]
+
+
+# Kills
+
+
+def containers(platform: Platform, *labels: str) -> list[str]:
+    filters = [f"label={label}" for label in (f"airloom.instance={platform.settings.instance_id}", *labels)]
+    return docker("ps", "-aq", "--no-trunc", *(part for one in filters for part in ("--filter", one))).split()
+
+
+def start_forced(platform: Platform) -> str:
+    said = json.loads(platform.airloom("run", NAME, "--force", "--no-wait", "--json").stdout)
+    return str(said["run_id"])
+
+
+def end_of(platform: Platform, run_id: str) -> dict[str, dict[str, Any]]:
+    """Wait for the run's success; its tasks. Nothing is left of it but one tag."""
+    state = platform.wait_for(
+        "the run's end",
+        lambda: {"success": "success", "failed": "failed"}.get(platform.hooks.airflow.run(NAME, run_id)["state"]),
+        300,
+    )
+    tasks = {task["task_id"]: dict(task) for task in platform.hooks.airflow.task_instances(NAME, run_id)}
+    reasons = [found.reason for found in platform.hooks.ledger.tasks(NAME, run_id)]
+    assert state == "success", reasons
+    platform.wait_for("the end of all containers", lambda: not containers(platform, f"airloom.run={run_id}"), 20)
+    tags = platform.hooks.git.list_tags("de_datapreprocessing", f"{NAME}/")
+    assert len([tag for tag in tags if json.loads(tag.message or "{}").get("run_id") == run_id]) == 1
+    return tasks
+
+
+def running_stage(platform: Platform, run_id: str, stage: str) -> str:
+    labels = (f"airloom.run={run_id}", f"airloom.stage={stage}")
+    found: list[str] = platform.wait_for(f"the container of {stage}", lambda: containers(platform, *labels), 120)
+    return found[0]
+
+
+def test_killed_worker_leaves_its_container_to_the_next_try(platform: Platform, contained: dict[str, Any]) -> None:
+    run_id = start_forced(platform)
+    container = running_stage(platform, run_id, "train")
+    tasks = {task["task_id"]: task for task in platform.hooks.airflow.task_instances(NAME, run_id)}
+    task = str(tasks["train"]["id"])[:23]
+    doomed = [process for process in psutil.process_iter() if is_worker(command_of(process.pid), task)]
+    assert len(doomed) == 2
+    for process in doomed:
+        process.kill()
+    assert end_of(platform, run_id)["train"]["try_number"] == 2
+    log = platform.settings.workspaces_dir / NAME / safe_run_id(run_id) / "train" / "container-exit.json"
+    assert json.loads(log.read_bytes())["id"] == container, "training ran twice"
+
+
+def test_container_that_is_removed_by_hand_is_run_again(platform: Platform, contained: dict[str, Any]) -> None:
+    run_id = start_forced(platform)
+    docker("rm", "-f", running_stage(platform, run_id, "train"))
+    assert end_of(platform, run_id)["train"]["try_number"] == 2
+    reasons = [found.reason for found in platform.hooks.ledger.tasks(NAME, run_id) if found.state == "failed"]
+    assert any("was removed" in reason for reason in reasons), reasons
