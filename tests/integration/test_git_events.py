@@ -309,7 +309,13 @@ def test_unusable_events_start_nothing(
 
 def test_only_changes_of_stages_on_main_call_for_a_build(stage_repo: StageRepoFixture, s3_store: ObjectStore) -> None:
     settings, name = stage_repo.settings, stage_repo.name
-    first = stage_repo.commit_files("One", {"stages.yaml": STAGES, "main.py": "1", "README.md": "hi"})
+    statuses = GitBucket.from_settings(settings).statuses
+    first = stage_repo.commit_files(
+        "One", {"stages.yaml": STAGES, "main.py": "1", "README.md": "hi", "model/net.py": ""}
+    )
+    stage_repo.push()
+    assert signed(settings, event(name)).json()["build"] == f"{name}@{first}"
+    wait_for(lambda: [s for s in statuses(name, first) if s["state"] in {"success", "failure"}], "end of the build")
     second = stage_repo.commit_files("Docs", {"README.md": "ho", "model_notes.md": "x"})
     stage_repo.push("main", "main:dev")
 
@@ -324,7 +330,6 @@ def test_only_changes_of_stages_on_main_call_for_a_build(stage_repo: StageRepoFi
     stage_repo.push()
     # The tip is built, whatever order events come in.
     assert ask(before=first, after=second)["build"] == f"{name}@{third}"
-    statuses = GitBucket.from_settings(settings).statuses
     wait_for(lambda: [s for s in statuses(name, third) if s["state"] == "success"], "status of the build")
     assert statuses(name, second) == []
 
@@ -336,6 +341,7 @@ def test_who_pushes_is_told_of_the_build(stage_repo: StageRepoFixture, gitbucket
     said = stage_repo.push().stderr
     assert f"remote: Airloom: build of {stage_repo.name}@{sha[:8]} started" in said
     assert gitbucket.commit_url(stage_repo.name, sha) in said
+    wait_for(lambda: gitbucket.statuses(stage_repo.name, sha), "the build's start")
     stage_repo.commit_files("Docs", {"README.md": "ho"})
     assert "no build" in stage_repo.push().stderr
     git("tag", "-m", "x", "d/CV_a", cwd=stage_repo.work)

@@ -97,7 +97,7 @@ def repository(work: Path) -> Repository:
 def test_which_files_call_for_a_build(work: Path, name: str, builds: bool) -> None:
     before = commit(work, stages__yaml=STAGES, main__py="1", modelSLASHx="1")
     after = commit(work, **{name: STAGES + "# changed\n"})
-    decision = decide(repository(work), ref="refs/heads/main", before=before, after=after)
+    decision = decide(repository(work), ref="refs/heads/main", after=after, known={before})
     assert decision.commit == (after if builds else None), decision.reason
 
 
@@ -105,13 +105,13 @@ def test_which_files_call_for_a_build(work: Path, name: str, builds: bool) -> No
 def test_a_broken_stages_file_is_built_so_that_its_error_is_told(work: Path, stages: str) -> None:
     before = commit(work, stages__yaml=stages)
     after = commit(work, README__md="1")
-    assert decide(repository(work), ref="refs/heads/main", before=before, after=after).commit == after
+    assert decide(repository(work), ref="refs/heads/main", after=after, known={before}).commit == after
 
 
-def test_a_forced_push_from_nowhere_is_built(work: Path) -> None:
+def test_what_is_no_tip_of_main_is_not_built(work: Path) -> None:
     after = commit(work, stages__yaml=STAGES)
-    for before in (ZERO, "1" * 40):
-        assert decide(repository(work), ref="refs/heads/main", before=before, after=after).commit == after
+    for ref, to in (("refs/heads/main", ZERO), ("refs/tags/main", after), ("refs/heads/dev", after)):
+        assert decide(repository(work), ref=ref, after=to, known=set()).commit is None
 
 
 def test_what_a_push_brought(work: Path) -> None:

@@ -1,8 +1,8 @@
 """Receives push events and builds what was pushed.
 
 The route stands in the git server's process, and takes what GitBucket would send: the event is not trusted before its
-signature has been checked. What is built is the branch's tip, so that a lost, doubled, late or reordered event leads to
-the same build; `airloom build` knows what is built already.
+signature has been checked. What is built is the branch's tip, and whether it is built is decided from what was built
+before: a lost, doubled, late or reordered event leads to the same.
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
-from dataclasses import dataclass
 
-import yaml
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -29,8 +26,8 @@ from airloom.embedded.forge.repositories import ZERO, Repositories, Repository
 from airloom.embedded.forge.state import State
 from airloom.errors import NotFoundError
 from airloom.flows.build import STATUS_CONTEXT
+from airloom.flows.changes import Decision, decide_tip
 from airloom.settings import Settings
-from airloom.spec.stage_repo import STAGES_FILE, StageRepo
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +44,13 @@ def hook_url(settings: Settings) -> str:
     return f"{settings.git_base_url}{HOOK_PATH}"
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What a push leads to: a commit to build, or the reason why there is none."""
-
-    commit: str | None
-    reason: str
-
-
-def decide(repository: Repository, *, ref: str, before: str, after: str) -> Decision:
+def decide(repository: Repository, *, ref: str, after: str, known: Container[str]) -> Decision:
     """Whether a push calls for a build.
 
-    Tags, deletions and other branches don't, nor does a push that leaves every file alone that a stage is made of.
+    Tags, deletions and other branches don't, nor does a tip that is as far as stages go what was built before it.
+
+    Args:
+        known: commits whose build has ended, well or badly, or is under way.
     """
     if not ref.startswith("refs/heads/"):
         return Decision(None, "a tag is not built")
@@ -69,29 +61,7 @@ def decide(repository: Repository, *, ref: str, before: str, after: str) -> Deci
     tip = repository.resolve(ref)
     if tip is None:
         return Decision(None, f"{BRANCH} is gone")
-    changed = None if before == ZERO else repository.changed_paths(before, tip)
-    if changed is not None:
-        paths = _stage_paths(repository, tip)
-        # Without a readable stages.yaml the build says what is wrong with it.
-        if paths is not None and not any(_is_below(name, path) for name in changed for path in paths):
-            return Decision(None, "nothing that a stage is made of has changed")
-    return Decision(tip, "a stage's files have changed")
-
-
-def _stage_paths(repository: Repository, commit: str) -> list[str] | None:
-    content = repository.file(commit, STAGES_FILE)
-    if content is None:
-        return None
-    try:
-        stages = StageRepo.model_validate(yaml.safe_load(content)).stages
-    except (yaml.YAMLError, ValidationError, UnicodeDecodeError):
-        return None
-    return [STAGES_FILE, *(path for source in stages.values() for path in source.paths)]
-
-
-def _is_below(name: str, path: str) -> bool:
-    path = path.strip("/").removeprefix("./")
-    return path in {"", "."} or name == path or name.startswith(f"{path}/")
+    return decide_tip(repository.path, tip, known)
 
 
 def signature_problem(body: bytes, header: str | None, secret: str) -> str | None:
@@ -155,14 +125,14 @@ class Builder:
             return self._ignored("only push events are built")
         try:
             event = json.loads(body)
-            ref, before, after = str(event["ref"]), str(event["before"]), str(event["after"])
+            ref, after = str(event["ref"]), str(event["after"])
             owner, _, name = str(event["repository"]["full_name"]).partition("/")
             pusher = str(event["pusher"]["name"])
         except (ValueError, KeyError, TypeError):
-            return self._refuse("malformed", 400, "the event lacks ref, before, after, repository or pusher")
+            return self._refuse("malformed", 400, "the event lacks ref, after, repository or pusher")
         if owner != self._settings.git_owner:
             return self._ignored(f"{owner} is not the owner of stage repos")
-        return await self._taken(name, ref, before, after, pusher)
+        return await self._taken(name, ref, after, pusher)
 
     def _refusal(self, request: Request, body: bytes) -> Response | None:
         problem = signature_problem(body, request.headers.get("x-hub-signature-256"), self._secret)
@@ -173,12 +143,12 @@ class Builder:
             return self._refuse("malformed", 415, "the event must be application/json")
         return None
 
-    async def _taken(self, name: str, ref: str, before: str, after: str, pusher: str) -> Response:
+    async def _taken(self, name: str, ref: str, after: str, pusher: str) -> Response:
         import anyio.to_thread
 
         def take() -> Decision:
             repository = self._repositories.get(self._settings.git_owner, name)
-            decision = decide(repository, ref=ref, before=before, after=after)
+            decision = self.decide(repository, ref=ref, after=after)
             if decision.commit is not None:
                 self.want(name, decision.commit, pusher)
             return decision
@@ -201,6 +171,14 @@ class Builder:
         return JSONResponse({"ignored": reason})
 
     # Builds
+
+    def decide(self, repository: Repository, *, ref: str, after: str) -> Decision:
+        """Whether a push calls for a build, by what is known of earlier ones. It starts none."""
+        known = self._state.built_commits(repository.full_name, STATUS_CONTEXT)
+        wanted = self._state.wanted_build(repository.name)
+        if wanted is not None:
+            known.add(wanted["commit"])
+        return decide(repository, ref=ref, after=after, known=known)
 
     def start(self) -> None:
         """Take up the builds that a stop or a kill interrupted."""

@@ -142,7 +142,7 @@ class Forge:
             for change in push.changes:
                 if change.branch is None:
                     continue
-                decision = builder.decide(push.repository, ref=change.ref, before=change.before, after=change.after)
+                decision = self._builder.decide(push.repository, ref=change.ref, after=change.after)
                 if decision.commit is None:
                     lines.append(f"Airloom: no build of {push.repository.name}: {decision.reason}")
                 else:

@@ -127,22 +127,6 @@ class Repository:
         records = listed.decode(errors="replace").split(_RECORD)[1:]
         return [_commit(record) for record in records if record.count(_FIELD) >= 9]
 
-    def changed_paths(self, before: str, after: str) -> list[str] | None:
-        """Names of the files that differ between two commits; None when that cannot be told."""
-        done = run_git(
-            ("diff-tree", "-r", "-z", "--name-only", "--no-renames", "--end-of-options", before, after),
-            git_dir=self.path,
-            check=False,
-        )
-        if done.returncode != 0:
-            return None
-        return [name for name in done.stdout.decode(errors="replace").split("\0") if name]
-
-    def file(self, commit: str, path: str) -> bytes | None:
-        """A file of a commit, if it is there."""
-        done = run_git(("cat-file", "blob", f"{commit}:{path}"), git_dir=self.path, check=False)
-        return done.stdout if done.returncode == 0 else None
-
     def description(self) -> str:
         try:
             return (self.path / "description").read_text(encoding="utf-8").strip()

@@ -107,6 +107,13 @@ class State:
     def statuses(self, repo: str, sha: str) -> list[Row]:
         return self._rows("SELECT * FROM status WHERE repo = ? AND sha = ? ORDER BY updated_at DESC, id", (repo, sha))
 
+    def built_commits(self, repo: str, context: str) -> set[str]:
+        """Commits whose status in a context is final: a success or a failure, not an error that may pass."""
+        rows = self._rows(
+            "SELECT sha FROM status WHERE repo = ? AND context = ? AND state IN ('success', 'failure')", (repo, context)
+        )
+        return {row["sha"] for row in rows}
+
     # Releases
 
     def releases(self, repo: str) -> list[Row]:
