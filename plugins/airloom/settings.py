@@ -13,6 +13,7 @@ import re
 import stat
 from functools import cached_property, lru_cache
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,6 +36,7 @@ SECRET_NAMES = (
     # Of the stack alone
     "mysql_root_password",
     "mysql_source_password",  # reads and writes the source data
+    "mysql_airloom_password",  # the prediction log and the ledger
     "mysql_gitbucket_password",
     "mysql_exporter_password",
     "postgres_password",
@@ -95,6 +97,7 @@ class Settings(BaseSettings):
     metrics_networks: str = ""
     database_url: str = ""
 
+    instance: str = ""
     stack: str = Field(default="airloom", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     docker_host: str = ""
     docker_network: str = "host"
@@ -141,6 +144,11 @@ class Settings(BaseSettings):
     def run_dir(self) -> Path:
         """Sockets and process ids: nothing that outlives a stop."""
         return self.home_dir / "run"
+
+    @cached_property
+    def stack_file(self) -> Path:
+        """How this machine's commands reach the stack while it is up; before every other file of settings."""
+        return self.run_dir / "stack.env"
 
     @cached_property
     def data_dir(self) -> Path:
@@ -206,7 +214,14 @@ class Settings(BaseSettings):
 
     @cached_property
     def database(self) -> str:
-        """SQLAlchemy URL of the prediction log and the ledger of task outcomes."""
+        """SQLAlchemy URL of the prediction log and the ledger of task outcomes.
+
+        An AIRLOOM_DATABASE_URL with a user and no password gets the secret `mysql_airloom_password`.
+        """
+        found = re.fullmatch(r"(?P<driver>[^:]+)://(?P<user>[^:@/]+)@(?P<rest>.+)", self.database_url)
+        if found:
+            password = quote(self.secret("mysql_airloom_password"), safe="")
+            return f"{found['driver']}://{found['user']}:{password}@{found['rest']}"
         return self.database_url or f"sqlite:///{self.data_dir / 'ledger' / 'ledger.db'}"
 
     def internal_port(self, number: int) -> int:
@@ -225,8 +240,11 @@ class Settings(BaseSettings):
 
     @cached_property
     def instance_id(self) -> str:
-        """Tells this installation's processes from another's; every child carries it as AIRLOOM_INSTANCE."""
-        return hashlib.sha256(os.fsencode(self.home_dir.resolve())).hexdigest()[:16]
+        """Tells this installation's processes and containers from another's; its children have it as AIRLOOM_INSTANCE.
+
+        In the stack's containers, whose folders are all called the same, it is the stack's name.
+        """
+        return self.instance or hashlib.sha256(os.fsencode(self.home_dir.resolve())).hexdigest()[:16]
 
     def socket_path(self, name: str) -> Path:
         """Where the Unix socket `name` stands: in `run_dir`, or in a short private folder under /tmp.
@@ -276,7 +294,10 @@ def get_settings() -> Settings:
 
     root = project_root()
     try:
-        return Settings(_env_file=(root / ".env", root / ".env.local"), project=root)
+        plain = Settings(_env_file=(root / ".env", root / ".env.local"), project=root)
+        if not plain.stack_file.exists():
+            return plain
+        return Settings(_env_file=(root / ".env", root / ".env.local", plain.stack_file), project=root)
     except ValidationError as error:
         lines = [
             f"AIRLOOM_{str(detail['loc'][0]).upper()}: {detail['msg']}, found {detail['input']!r}"

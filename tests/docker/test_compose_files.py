@@ -118,13 +118,16 @@ def test_only_the_proxy_and_cadvisor_see_the_socket(compose: list[str]) -> None:
     services = config(compose)["services"]
     holders = {n for n, s in services.items() if any("docker.sock" in v["target"] for v in s.get("volumes", []))}
     assert holders == {"docker-proxy", "cadvisor"}
-    assert {n for n, s in services.items() if "docker" in s["networks"]} == {"docker-proxy", "airflow-scheduler"}
+    assert {n for n, s in services.items() if "docker" in s["networks"]} == {
+        *("docker-proxy", "airflow-scheduler", "forge", "provision"),
+    }
     assert "ports" not in services["docker-proxy"]
 
 
 def test_secrets_are_files_and_none_is_in_an_environment(compose: list[str]) -> None:
     found = config(compose)
-    assert all(Path(secret["file"]).parent.name == "secrets" for secret in found["secrets"].values())
+    files = {Path(secret["file"]) for name, secret in found["secrets"].items() if name != "ca_bundle"}
+    assert {path.parent.name for path in files} == {"secrets"}
     for name, service in found["services"].items():
         for variable, value in (service.get("environment") or {}).items():
             secretive = re.search(r"PASSWORD|SECRET|TOKEN", variable) and value not in ("", None, "0")

@@ -81,7 +81,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     bundle = os.environ.get("AIRLOOM_CA_BUNDLE", "")
     secret = ["--secret", f"id=ca,src={bundle}"] if bundle else []
     found.environment["DOCKER_BUILDKIT"] = "1"
-    build = ["docker", "build", "-q", *secret, "--build-arg", "AIRLOOM_PYTHON_IMAGE"]
+    build = ["docker", "build", "-q", *secret, "--build-arg", "AIRLOOM_PYTHON_IMAGE", "--build-arg", "DOCKER_CLI_IMAGE"]
     build += ["-f", "images/airflow/Dockerfile", "-t", PLATFORM, "."]
     for command in (["bash", "images/standin/build.sh"], build):
         done = found.run(command)

@@ -116,6 +116,10 @@ class Compose:
         """Whether any container of the stack runs."""
         return any(state["State"] == "running" for state in self.states())
 
+    def published(self, service: str, port: int) -> str:
+        """The address on this machine at which a service's port answers: `127.0.0.1:3306`."""
+        return self.run("port", service, str(port)).strip()
+
     def start(self, group: str) -> None:
         """Start one group and wait until every service of it is healthy; what runs as it should is left alone.
 

@@ -9,6 +9,7 @@ from airloom.errors import UnavailableError
 from airloom.settings import Settings
 
 SOURCE_DATABASE = "source"
+OWN_DATABASE = "airloom"  # the prediction log and the ledger
 _WAIT_SECONDS = 120.0
 
 
@@ -43,7 +44,7 @@ def ensure_postgres(settings: Settings) -> None:
 
 
 def ensure_mysql(settings: Settings) -> None:
-    """GitBucket's database, the source data's, and the exporter's user.
+    """GitBucket's database, the source data's, Airloom's own, and the exporter's user.
 
     Raises:
         UnavailableError: MySQL does not answer.
@@ -55,10 +56,11 @@ def ensure_mysql(settings: Settings) -> None:
             "mysql_source_password",
             f"SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX ON {SOURCE_DATABASE}.*",
         ),
+        "airloom": ("mysql_airloom_password", f"ALL PRIVILEGES ON {OWN_DATABASE}.*"),
         "exporter": ("mysql_exporter_password", "PROCESS, REPLICATION CLIENT, SELECT ON *.*"),
     }
     with connection.cursor() as cursor:
-        for database in ("gitbucket", SOURCE_DATABASE):
+        for database in ("gitbucket", SOURCE_DATABASE, OWN_DATABASE):
             cursor.execute(f"CREATE DATABASE IF NOT EXISTS {database} CHARACTER SET utf8mb4")
         for user, (secret, rights) in users.items():
             cursor.execute(f"CREATE USER IF NOT EXISTS '{user}'@'%%' IDENTIFIED BY %s", (settings.secret(secret),))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from airloom.errors import ConfigError
 from airloom.settings import Settings
 from airloom.stack.compose import GROUPS, Compose
+from airloom.stack.databases import OWN_DATABASE
 from airloom.stack.doctor import check_machine
 
 OnProgress = Callable[[str, str], None]
@@ -24,6 +25,7 @@ def bring_up(settings: Settings, on_progress: OnProgress) -> None:
         lines = "\n".join(f"{c.name}: found {c.found}, needed {c.needed}; {c.advice}" for c in failed)
         raise ConfigError(f"the stack cannot start here:\n{lines}", hint="see all checks with: airloom doctor")
     compose = Compose(settings)
+    _runtimes(settings, on_progress)
     for group in GROUPS:
         if group == "airflow":
             _provision(compose, on_progress, "--before-airflow")
@@ -31,6 +33,7 @@ def bring_up(settings: Settings, on_progress: OnProgress) -> None:
         compose.start(group)
         on_progress(group, f"done: {len(compose.config([group])['services'])} services")
     _provision(compose, on_progress)
+    _write_stack_file(settings)
 
 
 def provision(settings: Settings, on_progress: OnProgress) -> None:
@@ -61,9 +64,47 @@ def bring_down(settings: Settings, *, volumes: bool = False) -> bool:
     """
     compose = Compose(settings)
     there = bool(compose.states())
+    settings.stack_file.unlink(missing_ok=True)
+    _end_own_containers(settings)
     # Every profile, so that nothing stays of one that has been switched off since.
     compose.run("--profile", "*", "down", "--remove-orphans", *(("--volumes",) if volumes else ()))
     return there
+
+
+def _runtimes(settings: Settings, on_progress: OnProgress) -> None:
+    """What stage images are built from, made here: the stack's own containers have no private wheels or authorities."""
+    from airloom.flows.images import RUNTIMES, ensure_runtime
+
+    on_progress("runtimes", "working")
+    for runtime in RUNTIMES:
+        ensure_runtime(settings, runtime, lambda line: on_progress("runtimes", line[:60]))
+    on_progress("runtimes", f"done: {', '.join(RUNTIMES)}")
+
+
+def _write_stack_file(settings: Settings) -> None:
+    """Let this machine's commands speak with the stack."""
+    port = Compose(settings).published("mysql", 3306)
+    lines = {
+        "AIRLOOM_RUNNER": "docker",
+        "AIRLOOM_DEPLOY_TARGET": "docker",
+        "AIRLOOM_INSTANCE": settings.stack,
+        "AIRLOOM_DATABASE_URL": f"mysql+pymysql://airloom@{port}/{OWN_DATABASE}",
+    }
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    settings.stack_file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+
+
+def _end_own_containers(settings: Settings) -> None:
+    """Stages and releases are no services of the compose files, but stand in their network."""
+    from airloom.hooks.docker_engine import connect, engine_errors
+    from airloom.hooks.docker_runner import INSTANCE_LABEL
+
+    with engine_errors():
+        api = connect(settings)
+        label = f"{INSTANCE_LABEL}={settings.stack}"
+        for container in api.containers(all=True, filters={"label": label}):
+            api.stop(container["Id"], timeout=40)
+            api.remove_container(container["Id"], force=True)
 
 
 def is_up(settings: Settings) -> bool:
