@@ -258,7 +258,7 @@ def test_marked_as_failed_ends_the_training(platform: Platform) -> None:
     stage = run.wait_for_stage("train")
     platform.hooks.airflow.mark("digits", run.id, "failed")
     platform.wait_for("the end of the training", lambda: not stage_processes(platform), 30)
-    assert not psutil.pid_exists(stage["pid"])
+    platform.wait_for("the end of its watcher", lambda: not psutil.pid_exists(stage["pid"]), 15)
     assert run.state() == "failed"
     assert run.tasks()["evaluate"]["state"] != "success"
 
