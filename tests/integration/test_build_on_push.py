@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -48,8 +49,13 @@ class AirflowDouble:
                 self.answer(201, {"access_token": "t"} if self.path.endswith("/token") else {})
 
             def do_GET(self) -> None:
+                if "/assets/events" in self.path:
+                    number = int(parse_qs(urlsplit(self.path).query)["asset_id"][0])
+                    found = [event for event in double.events if event["asset_id"] == number]
+                    self.answer(200, {"asset_events": found, "total_entries": len(found)})
+                    return
                 assets = [
-                    {"id": 7, "name": stage_asset(f"repo_{n}"), "uri": stage_asset(f"repo_{n}")} for n in range(99)
+                    {"id": n, "name": stage_asset(f"repo_{n}"), "uri": stage_asset(f"repo_{n}")} for n in range(99)
                 ]
                 self.answer(200, {"assets": assets, "total_entries": len(assets)})
 

@@ -14,8 +14,9 @@ import pytest
 from airloom.contract import CodePin, Stage
 from airloom.contract.assets import stage_asset
 from airloom.errors import AirloomError, BuildFailedError, NotFoundError, UnavailableError
+from airloom.flows import announce
 from airloom.flows import build as build_flow
-from airloom.flows.build import build, find_build
+from airloom.flows.build import build, find_build, find_failure
 from airloom.hooks.airflow_api import AirflowApi
 from airloom.hooks.git_tree import export_tree
 from airloom.hooks.gitbucket import GitBucket
@@ -37,6 +38,12 @@ class LocalGit:
         if done.returncode:
             raise NotFoundError(f"{repo} has no commit {rev!r}")
         return CodePin(repo=repo, commit=done.stdout.strip(), message="One", author="Ada <ada@example.org>")
+
+    def head(self, repo: str, branch: str = "main") -> str:
+        return self.commit(repo, branch).commit
+
+    def mirror(self, repo: str) -> Path:
+        return self._git_dir
 
     def export(self, repo: str, sha: str, dest: Path, *, read_only: bool = False) -> None:
         if not dest.exists():
@@ -63,6 +70,12 @@ class MemoryStore:
 
     def exists(self, bucket: str, key: str) -> bool:
         return (bucket, key) in self.values
+
+    def entries(self, kind: str) -> list[dict[str, Any]]:
+        """Records of the ledger of pushes, oldest first."""
+        found = [key for _, key in self.values if key.startswith("pushes/") and f"-{kind}-" in key]
+        keys = sorted(found, key=lambda key: key.rpartition("/")[2])
+        return [json.loads(self.values["airloom", key]) for key in keys]
 
 
 class Bench:
@@ -137,7 +150,7 @@ def test_without_an_event_nothing_starts_until_it_is_wanted(bench: Bench) -> Non
 
 def test_a_build_counts_while_airflow_is_down(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     sha = bench.commit(GOOD)
-    monkeypatch.setattr(build_flow, "_ANNOUNCE_SECONDS", 0.1)
+    monkeypatch.setattr(announce, "_SECONDS", 0.1)
     bench.airflow.create_asset_event.side_effect = UnavailableError("Airflow did not answer")
     assert not bench.build().announced
     assert bench.statuses[-1] == ("success", "built: train; Airflow could not be told: Airflow did not answer")
@@ -146,6 +159,111 @@ def test_a_build_counts_while_airflow_is_down(bench: Bench, monkeypatch: pytest.
     found = find_build(bench.hooks, "ds_mlmodeling", sha)
     assert found is not None
     assert found.announced
+
+
+def test_what_airflow_has_heard_is_not_told_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that took effect although its answer was lost, and a kill before it was noted, look alike."""
+    sha = bench.commit(GOOD)
+    monkeypatch.setattr(announce, "_SECONDS", 5.0)
+    events: list[dict[str, Any]] = [{"extra": {"commit": "0" * 40}}, {"extra": None}]
+    bench.airflow.asset_events.side_effect = lambda *_, **__: events
+
+    def lose_the_answer(asset: str, extra: dict[str, Any]) -> None:
+        events.insert(0, {"extra": {**extra, "from_rest_api": True}})
+        raise UnavailableError("Airflow did not answer in time")
+
+    bench.airflow.create_asset_event.side_effect = lose_the_answer
+    record = bench.build()
+    assert (record.announced, record.airflow) == (True, "told")
+    assert bench.airflow.create_asset_event.call_count == 1
+    key = f"builds/ds_mlmodeling/{sha}.json"
+    forgotten = json.loads(bench.store.values["airloom", key]) | {"announced": False, "airflow": "due"}
+    bench.store.put_json("airloom", key, forgotten)
+    assert bench.build().announced
+    assert bench.airflow.create_asset_event.call_count == 1
+
+
+def test_a_build_in_another_environment_starts_nothing_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.commit(GOOD)
+    bench.build()
+    monkeypatch.setattr("airloom.flows.environment.environment_digest", lambda: "f" * 64)
+    again = bench.build()
+    assert (again.created, again.announced) == (True, True)
+    assert find_build(bench.hooks, "ds_mlmodeling", again.commit) == again
+    assert bench.airflow.create_asset_event.call_count == 1
+
+
+def test_what_is_owed_to_airflow_is_told_from_what_nobody_uses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.commit(GOOD)
+    assert bench.build(announce=False).airflow == "not asked"
+    monkeypatch.setattr(announce, "_SECONDS", 0.1)
+    bench.airflow.create_asset_event.side_effect = UnavailableError("Airflow did not answer")
+    assert bench.build().airflow == "due"
+    bench.airflow.create_asset_event.side_effect = NotFoundError("no such asset")
+    record = bench.build()
+    assert record.airflow == "no pipeline"
+    assert find_build(bench.hooks, "ds_mlmodeling", record.commit).airflow == "no pipeline"  # type: ignore[union-attr]
+
+
+def test_a_commit_is_left_alone_when_a_later_one_was_told(bench: Bench) -> None:
+    first = bench.commit(GOOD)
+    second = bench.commit({"main.py": MAIN + "# 2\n"})
+    build(bench.hooks, "ds_mlmodeling", second, asked_by="push")
+    late = build(bench.hooks, "ds_mlmodeling", first, asked_by="push")
+    assert (late.announced, late.airflow) == (False, "superseded")
+    assert bench.airflow.create_asset_event.call_count == 1
+    assert build(bench.hooks, "ds_mlmodeling", first).announced  # a person decides otherwise
+    git("reset", "--quiet", "--hard", first, cwd=bench.work)
+    third = bench.commit({"main.py": MAIN + "# 3\n"})
+    git("reset", "--quiet", "--hard", second, cwd=bench.work)
+    assert build(bench.hooks, "ds_mlmodeling", third, asked_by="push").airflow == "superseded"
+
+
+def test_documentation_pushed_meanwhile_does_not_keep_a_commit_back(bench: Bench) -> None:
+    first = bench.commit(GOOD)
+    bench.commit({"README.md": "hi"})
+    assert build(bench.hooks, "ds_mlmodeling", first, asked_by="push").announced
+
+
+def test_a_failed_commit_is_built_again_only_when_a_person_asks(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    sha = bench.commit({**GOOD, "main.py": f"open({str(runs)!r}, 'a').write('x')\nimport no_such_package\n"})
+
+    def fails(asked_by: Any) -> str:
+        with pytest.raises(BuildFailedError, match="no_such_package"):
+            bench.build(asked_by=asked_by)
+        return runs.read_text()
+
+    assert fails("push") == "x"
+    assert find_failure(bench.hooks, "ds_mlmodeling", sha) is not None
+    assert fails("push") == "x"
+    assert fails("reconciler") == "x"
+    assert bench.statuses[-1][0] == "failure"
+    assert fails("person") == "xx"
+    monkeypatch.setattr(build_flow, "_load_entry_point", lambda what, folder: None)  # it was installed
+    assert bench.build().created
+    assert not bench.build(asked_by="push").created
+
+
+def test_each_build_is_in_the_ledger_of_pushes(bench: Bench) -> None:
+    sha = bench.commit(GOOD)
+    bench.build(pusher="ada", asked_by="push")
+    bench.build()
+    bad = bench.commit({"main.py": "x ="})
+    with pytest.raises(BuildFailedError):
+        bench.build(asked_by="reconciler")
+    started = [(e["commit"], e["asked_by"], e["pusher"], e["message"]) for e in bench.store.entries("start")]
+    assert started == [
+        (sha, "push", "ada", "One"),
+        (sha, "person", "", "One"),
+        (bad, "reconciler", "", "One"),
+    ]
+    ended = bench.store.entries("end")
+    assert [(e["outcome"], e["airflow"]) for e in ended] == [("built", "told"), ("found", "told"), ("failed", "")]
+    assert "main.py:1: invalid syntax" in ended[-1]["reason"]
+    assert [e["id"] for e in ended] == [e["id"] for e in bench.store.entries("start")]
 
 
 def test_a_repo_that_no_pipeline_uses_is_built(bench: Bench) -> None:

@@ -125,4 +125,4 @@ def test_a_stop_ends_builds_and_a_start_takes_them_up(bench: Bench) -> None:
 
 
 def test_the_command_is_the_one_that_people_run() -> None:
-    assert build_command("x", "1f", "ada b")[3:] == ["build", "x@1f", "--pusher", "ada b"]
+    assert build_command("x", "1f", "ada b")[3:] == ["build", "x@1f", "--once", "--pusher", "ada b"]

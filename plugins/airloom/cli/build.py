@@ -16,10 +16,12 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="print the build's record as JSON")] = False,
     no_event: Annotated[bool, typer.Option("--no-event", help="start no pipelines")] = False,
     pusher: Annotated[str, typer.Option("--pusher", help="who pushed; recorded and shown on the run")] = "",
+    once: Annotated[bool, typer.Option("--once", help="for a push: what failed before is not built again")] = False,
 ) -> None:
     """Check out a commit, lint it, load it, record it, and start the pipelines that use it.
 
-    The commit's status says how it went. A commit that is built already is not built again.
+    The commit's status says how it went. A commit that is built already is not built again. Pipelines are started once
+    for a commit, however often it is built.
     """
     from airloom.flows.build import build as run_build
     from airloom.hooks.connect import Hooks
@@ -30,7 +32,9 @@ def build(
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
-    record = run_build(Hooks(), repo, rev or "main", show, pusher=pusher, announce=not no_event)
+    record = run_build(
+        Hooks(), repo, rev or "main", show, pusher=pusher, announce=not no_event, asked_by="push" if once else "person"
+    )
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:

@@ -9,6 +9,19 @@ from airloom.contract.base import Frozen
 from airloom.contract.enums import Stage
 from airloom.contract.image import ImageRef
 
+Telling = Literal["not asked", "due", "told", "no pipeline", "superseded"]
+
+
+class BuildFailure(Frozen):
+    """`builds/<repo>/<commit>.failure.json` in the store: the commit cannot be used, until a person has it built."""
+
+    schema_version: Literal[1] = 1
+    repo: str
+    commit: str
+    reason: str
+    hint: str | None = None
+    failed_at: datetime
+
 
 class BuildRecord(Frozen):
     """`builds/<repo>/<commit>.json` in the store.
@@ -20,6 +33,8 @@ class BuildRecord(Frozen):
         stages: stage -> digest of the files that it is made of.
         seconds: how long the build took.
         announced: whether Airflow has been told of it.
+        airflow: what came of that. `due`: it is to be told, and has not taken it yet. `no pipeline`: none used the
+            repo. `superseded`: a later commit of the branch had been told of before.
         created: false in an answer that found an earlier build of the same commit and environment.
     """
 
@@ -35,4 +50,5 @@ class BuildRecord(Frozen):
     built_at: datetime
     seconds: float
     announced: bool = False
+    airflow: Telling = "not asked"
     created: bool = True

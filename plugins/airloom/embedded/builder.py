@@ -75,7 +75,7 @@ def signature_problem(body: bytes, header: str | None, secret: str) -> str | Non
 def build_command(repo: str, commit: str, pusher: str) -> list[str]:
     """`airloom build` with this Python, wherever the console script may be."""
     start = "import sys; from airloom.cli.main import main; sys.argv[0] = 'airloom'; main()"
-    return [sys.executable, "-c", start, "build", f"{repo}@{commit}", "--pusher", pusher]
+    return [sys.executable, "-c", start, "build", f"{repo}@{commit}", "--once", "--pusher", pusher]
 
 
 class Builder:

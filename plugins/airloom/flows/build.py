@@ -17,20 +17,20 @@ from pathlib import Path
 
 import airloom
 from airloom.contract import CodePin
-from airloom.contract.assets import stage_asset
-from airloom.contract.build import BuildRecord
-from airloom.errors import AirloomError, BuildFailedError, ContractError, NotFoundError, ServiceError, UnavailableError
+from airloom.contract.build import BuildFailure, BuildRecord
+from airloom.contract.push import Asker
+from airloom.errors import AirloomError, BuildFailedError, ContractError, NotFoundError, ServiceError
 from airloom.flows.checkout import ensure_checkout
+from airloom.flows.push_entry import BuildEntry
 from airloom.hooks.connect import Hooks
 from airloom.spec.stage_repo import StageRepo
 
-__all__ = ["build", "ensure_checkout", "find_build"]
+__all__ = ["build", "built_commits", "ensure_checkout", "find_build", "find_failure"]
 
 STATUS_CONTEXT = "airloom/build"
 LINT_RULES = "E9,F63,F7,F82"  # what cannot run: syntax, undefined names, comparisons that are always one way
 _LINT_SECONDS = 60.0
 _ENTRY_SECONDS = 90.0
-_ANNOUNCE_SECONDS = 60.0
 _SHOWN_CHARACTERS = 600
 
 Progress = Callable[[str], None]
@@ -44,16 +44,19 @@ def build(
     *,
     pusher: str = "",
     announce: bool = True,
+    asked_by: Asker = "person",
 ) -> BuildRecord:
     """Build a commit: check it out, lint it, load its entry point, record it, and tell Airflow.
 
     A commit that was built in the same environment is not built again; if Airflow has not heard of it, it
     is told now. That Airflow does not answer is no reason for a build to fail: the commit's status says so.
+    A commit that failed fails again without being built, until a person asks.
 
     Args:
         commit: a full hash, or whatever names a commit.
         pusher: who pushed it; goes with the event.
         announce: whether to tell Airflow, so that the pipelines that use the repo start.
+        asked_by: a person's wish is followed whatever came of earlier builds.
 
     Raises:
         BuildFailedError: the commit cannot be used; its status says why.
@@ -62,46 +65,98 @@ def build(
     """
     pin = hooks.git.commit(repo, commit)
     with _one_at_a_time(hooks, pin):
+        entry = BuildEntry(hooks, pin, asked_by, pusher, on_progress)
         try:
-            return _build(hooks, pin, on_progress, pusher, announce)
+            if asked_by != "person":
+                _refuse_failed(hooks, pin)
+            record = _build(hooks, pin, entry, on_progress, announce)
         except BuildFailedError as error:
+            _keep_failure(hooks, pin, error, on_progress)
             _report(hooks, pin, "failure", error.message, on_progress)
+            entry.end("failed", error.message)
             raise
         except AirloomError as error:
             _report(hooks, pin, "error", f"could not be built: {error.message}", on_progress)
+            entry.end("error", error.message)
             raise
+        entry.end("built" if record.created else "found", "", airflow=record.airflow)
+        return record
 
 
 def find_build(hooks: Hooks, repo: str, commit: str) -> BuildRecord | None:
-    """The record of a commit's build, if there is a readable one."""
+    """The record of a commit's last build that went well, if there is a readable one.
+
+    It is a fact of the past. Whether it is what a build would make today is asked only by a build.
+    """
     try:
         return BuildRecord.model_validate(hooks.store.get_json(hooks.settings.bucket_airloom, _key(repo, commit)))
     except (NotFoundError, ContractError, ValueError):
         return None
 
 
-def _build(hooks: Hooks, pin: CodePin, on_progress: Progress, pusher: str, announce: bool) -> BuildRecord:
+def find_failure(hooks: Hooks, repo: str, commit: str) -> BuildFailure | None:
+    """Why a commit's last build failed, if it did."""
+    key = _failure_key(repo, commit)
+    try:
+        return BuildFailure.model_validate(hooks.store.get_json(hooks.settings.bucket_airloom, key))
+    except (NotFoundError, ContractError, ValueError):
+        return None
+
+
+def built_commits(hooks: Hooks, repo: str) -> set[str]:
+    """Commits of a repo whose build has ended, well or badly."""
+    found = hooks.store.list(hooks.settings.bucket_airloom, f"builds/{repo}/")
+    return {item.key.rpartition("/")[2].partition(".")[0] for item in found}
+
+
+def _build(hooks: Hooks, pin: CodePin, entry: BuildEntry, on_progress: Progress, announce: bool) -> BuildRecord:
+    from airloom.flows.announce import announce as tell
     from airloom.flows.environment import store_environment
 
     what = f"{pin.repo}@{pin.commit[:8]}"
     environment = store_environment(hooks)
-    record = find_build(hooks, pin.repo, pin.commit)
-    if record is not None and _is_current(hooks, pin, record, environment):
-        on_progress(f"{what} was built already at {record.built_at:%Y-%m-%d %H:%M:%S} UTC: nothing to build")
-        record = record.model_copy(update={"created": False})
+    entry.start()
+    earlier = find_build(hooks, pin.repo, pin.commit)
+    if earlier is not None and _is_current(hooks, pin, earlier, environment):
+        on_progress(f"{what} was built already at {earlier.built_at:%Y-%m-%d %H:%M:%S} UTC: nothing to build")
+        record = earlier.model_copy(update={"created": False})
     else:
-        record = _make(hooks, pin, environment, on_progress, pusher)
+        record = _make(hooks, pin, environment, on_progress, entry.pusher)
+        if earlier is not None:
+            record = record.model_copy(update={"announced": earlier.announced, "airflow": earlier.airflow})
+            _store(hooks, record)
     said = f"built: {', '.join(stage.value for stage in record.stages)}"
     if announce and not record.announced:
+        # Found after a kill, it says that telling is owed.
+        record = record.model_copy(update={"airflow": "due"})
+        _store(hooks, record)
         # The commit is built, however long it takes to tell Airflow.
         _report(hooks, pin, "success", said, on_progress)
-        told, detail = _announce(hooks, record, on_progress)
-        if told:
-            record = record.model_copy(update={"announced": True})
-            _store(hooks, record)
+        telling, detail = tell(hooks, record, on_progress, of_main=entry.asked_by != "person")
+        record = record.model_copy(update={"announced": telling == "told", "airflow": telling})
+        _store(hooks, record)
         said = f"{said}; {detail}"
     _report(hooks, pin, "success", said, on_progress)
     return record
+
+
+def _refuse_failed(hooks: Hooks, pin: CodePin) -> None:
+    """Raises BuildFailedError with the reason of then when the commit's build has failed."""
+    failure = find_failure(hooks, pin.repo, pin.commit)
+    if failure is not None and find_build(hooks, pin.repo, pin.commit) is None:
+        again = f"to have it built once more: airloom build {pin.repo}@{pin.commit[:8]}"
+        raise BuildFailedError(failure.reason, hint=failure.hint or again)
+
+
+def _keep_failure(hooks: Hooks, pin: CodePin, error: BuildFailedError, on_progress: Progress) -> None:
+    failure = BuildFailure(
+        repo=pin.repo, commit=pin.commit, reason=error.message, hint=error.hint, failed_at=datetime.now(UTC)
+    )
+    key = _failure_key(pin.repo, pin.commit)
+    try:
+        hooks.store.put_json(hooks.settings.bucket_airloom, key, failure.model_dump(mode="json"))
+    except AirloomError as problem:
+        on_progress(f"the failure could not be recorded: {problem.message}")
 
 
 def _is_current(hooks: Hooks, pin: CodePin, record: BuildRecord, environment: str) -> bool:
@@ -212,37 +267,7 @@ def _shortened(lines: Sequence[str]) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
-# Telling
-
-
-def _announce(hooks: Hooks, record: BuildRecord, on_progress: Progress) -> tuple[bool, str]:
-    """Whether Airflow took the event, and what to say of it."""
-    import tenacity
-
-    extra = {
-        "repo": record.repo,
-        "commit": record.commit,
-        "pusher": record.pusher or record.author,
-        "message": record.message,
-    }
-    attempts = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(UnavailableError),
-        stop=tenacity.stop_after_delay(_ANNOUNCE_SECONDS),
-        wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-        reraise=True,
-    )
-    try:
-        attempts(hooks.airflow.create_asset_event, stage_asset(record.repo), extra)
-    except NotFoundError:
-        detail = "no pipeline uses this repo, so that none was started"
-        on_progress(detail)
-        return False, detail
-    except AirloomError as error:
-        detail = f"Airflow could not be told: {error.message}"
-        on_progress(f"{detail}\n  -> run this build again when Airflow answers")
-        return False, detail
-    on_progress("Airflow has been told: the pipelines that use this repo start")
-    return True, "Airflow has been told"
+# Saying
 
 
 def _report(hooks: Hooks, pin: CodePin, state: str, description: str, on_progress: Progress) -> None:
@@ -264,6 +289,10 @@ def _report(hooks: Hooks, pin: CodePin, state: str, description: str, on_progres
 
 def _key(repo: str, commit: str) -> str:
     return f"builds/{repo}/{commit}.json"
+
+
+def _failure_key(repo: str, commit: str) -> str:
+    return f"builds/{repo}/{commit}.failure.json"
 
 
 def _store(hooks: Hooks, record: BuildRecord) -> None:

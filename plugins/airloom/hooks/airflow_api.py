@@ -12,6 +12,8 @@ from airloom.errors import AuthError, ConfigError, ConflictError, NotFoundError,
 from airloom.settings import Settings
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import requests
 
 FINISHED = frozenset({"success", "failed"})
@@ -19,6 +21,9 @@ DEFAULT_TIMEOUT_SECONDS = 15.0
 
 RunInfo = dict[str, Any]
 TaskInfo = dict[str, Any]
+AssetEvent = dict[str, Any]
+
+_PAGE = 100  # Airflow gives no more at once
 
 
 class AirflowApi:
@@ -189,13 +194,34 @@ class AirflowApi:
         Raises:
             NotFoundError: no DAG that Airflow has parsed names such an asset.
         """
-        found = [asset for asset in self.assets() if name_or_uri in (asset["name"], asset["uri"])]
-        if not found:
-            raise NotFoundError(
-                f"Airflow knows no asset {name_or_uri!r}", hint="does a pipeline in dags/configs use that repo?"
-            )
-        body = {"asset_id": found[0]["id"], "extra": dict(extra)}
+        body = {"asset_id": self._asset_id(name_or_uri), "extra": dict(extra)}
         self._call("POST", "assets/events", json=body, repeat=False)
+
+    def asset_events(self, name_or_uri: str, *, since: datetime | None = None, limit: int = 100) -> list[AssetEvent]:
+        """Events of an asset, newest first: `timestamp`, `extra`, `created_dagruns` and more.
+
+        Raises:
+            NotFoundError: no DAG that Airflow has parsed names such an asset.
+        """
+        params: dict[str, Any] = {"asset_id": self._asset_id(name_or_uri), "order_by": "-timestamp"}
+        if since is not None:
+            params["timestamp_gte"] = since.isoformat()
+        found: list[AssetEvent] = []
+        while len(found) < limit:
+            page = {**params, "limit": min(limit - len(found), _PAGE), "offset": len(found)}
+            answer = self._call("GET", "assets/events", params=page)
+            found += answer["asset_events"]
+            if not answer["asset_events"] or len(found) >= answer["total_entries"]:
+                break
+        return found
+
+    def _asset_id(self, name_or_uri: str) -> int:
+        for asset in self.assets():
+            if name_or_uri in (asset["name"], asset["uri"]):
+                return int(asset["id"])
+        raise NotFoundError(
+            f"Airflow knows no asset {name_or_uri!r}", hint="does a pipeline in dags/configs use that repo?"
+        )
 
     def ensure_connection(self, connection_id: str, connection: Mapping[str, Any]) -> None:
         """Make a connection, or bring the one of that name up to date: `conn_type`, `host`, `login`, `password` …"""

@@ -119,6 +119,11 @@ class GitRemote:
             self._remote(repo, arguments, mirror, lock)
             note_fetch(lock, started)
 
+    def mirror(self, repo: str) -> Path:
+        """The bare repository on this machine with all that the server has now; see `fetch` for what it raises."""
+        self.fetch(repo)
+        return self._mirror(repo)
+
     def head(self, repo: str, branch: str = "main") -> str:
         """The commit that a branch of the server points at now.
 
