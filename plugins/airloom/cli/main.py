@@ -10,7 +10,7 @@ import importlib
 
 import typer
 
-COMMAND_MODULES = ("platform", "stack", "build", "images", "runs", "lineage", "receipts", "config", "demo")
+COMMAND_MODULES = ("platform", "stack", "build", "pushes", "images", "runs", "lineage", "receipts", "config", "demo")
 
 app = typer.Typer(
     name="airloom",

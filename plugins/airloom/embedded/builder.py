@@ -12,16 +12,22 @@ import hmac
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Container
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from airloom.contract.push import PushDelivery
+from airloom.embedded.delivery_log import DeliveryLog
 from airloom.embedded.forge.repositories import ZERO, Repositories, Repository
 from airloom.embedded.forge.state import State
 from airloom.errors import NotFoundError
@@ -37,6 +43,21 @@ _BODY_BYTES = 8 * 1024 * 1024
 _BUILD_SECONDS = 900.0
 _GRACE_SECONDS = 5.0
 _LOGS_KEPT = 50
+_MESSAGE_CHARACTERS = 200
+_DELIVERY_CHARACTERS = 200
+_SHA = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class _Event:
+    """What is read of a push event."""
+
+    repo: str
+    ref: str
+    after: str
+    pusher: str
+    message: str
+    delivery: str
 
 
 def hook_url(settings: Settings) -> str:
@@ -108,6 +129,7 @@ class Builder:
         self._workers: dict[str, threading.Thread] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._stopped = threading.Event()
+        self._log = DeliveryLog(state, self._bring)
 
     # Events
 
@@ -128,11 +150,14 @@ class Builder:
             ref, after = str(event["ref"]), str(event["after"])
             owner, _, name = str(event["repository"]["full_name"]).partition("/")
             pusher = str(event["pusher"]["name"])
-        except (ValueError, KeyError, TypeError):
+            head = event.get("head_commit") or {}
+            message = str(head.get("message", "")).partition("\n")[0][:_MESSAGE_CHARACTERS]
+        except (ValueError, KeyError, TypeError, AttributeError):
             return self._refuse("malformed", 400, "the event lacks ref, after, repository or pusher")
         if owner != self._settings.git_owner:
             return self._ignored(f"{owner} is not the owner of stage repos")
-        return await self._taken(name, ref, after, pusher)
+        delivery = request.headers.get("x-github-delivery") or f"unnamed-{uuid.uuid4()}"
+        return await self._taken(_Event(name, ref, after, pusher, message, delivery[:_DELIVERY_CHARACTERS]))
 
     def _refusal(self, request: Request, body: bytes) -> Response | None:
         problem = signature_problem(body, request.headers.get("x-hub-signature-256"), self._secret)
@@ -143,14 +168,15 @@ class Builder:
             return self._refuse("malformed", 415, "the event must be application/json")
         return None
 
-    async def _taken(self, name: str, ref: str, after: str, pusher: str) -> Response:
+    async def _taken(self, event: _Event) -> Response:
         import anyio.to_thread
 
         def take() -> Decision:
-            repository = self._repositories.get(self._settings.git_owner, name)
-            decision = self.decide(repository, ref=ref, after=after)
+            repository = self._repositories.get(self._settings.git_owner, event.repo)
+            decision = self.decide(repository, ref=event.ref, after=event.after)
+            self._note(event, decision)
             if decision.commit is not None:
-                self.want(name, decision.commit, pusher)
+                self.want(event.repo, decision.commit, event.pusher)
             return decision
 
         try:
@@ -160,7 +186,32 @@ class Builder:
         if decision.commit is None:
             return self._ignored(decision.reason)
         self._on_event("accepted")
-        return JSONResponse({"build": f"{name}@{decision.commit}", "reason": decision.reason}, status_code=202)
+        return JSONResponse({"build": f"{event.repo}@{decision.commit}", "reason": decision.reason}, status_code=202)
+
+    def _note(self, event: _Event, decision: Decision) -> None:
+        """Keep for the ledger what came of an event; the many of tags and deletions are not worth it."""
+        if event.ref != f"refs/heads/{BRANCH}" or event.after == ZERO or not _SHA.fullmatch(event.after):
+            return
+        instead = f"; {BRANCH} is at {decision.commit[:8]} by now" if decision.commit not in {None, event.after} else ""
+        self._log.note(
+            PushDelivery(
+                repo=event.repo,
+                commit=event.after,
+                id=event.delivery,
+                at=datetime.now(UTC),
+                ref=event.ref,
+                pusher=event.pusher,
+                message=event.message,
+                outcome="ignored" if decision.commit is None else "build",
+                reason=decision.reason + instead,
+            )
+        )
+
+    def _bring(self, entry: PushDelivery) -> None:
+        from airloom.flows.push_entry import write_entry
+        from airloom.hooks.connect import Hooks
+
+        write_entry(Hooks(self._settings), entry)
 
     def _refuse(self, outcome: str, status: int, message: str) -> Response:
         self._on_event(outcome)
@@ -182,6 +233,7 @@ class Builder:
 
     def start(self) -> None:
         """Take up the builds that a stop or a kill interrupted."""
+        self._log.start()
         for row in self._state.wanted_builds():
             self._ensure_worker(row["repo"])
 
@@ -193,6 +245,7 @@ class Builder:
     def stop(self) -> None:
         """End running builds; they are taken up at the next start."""
         self._stopped.set()
+        self._log.stop()
         with self._lock:
             running = list(self._running.values())
             workers = list(self._workers.values())

@@ -1,4 +1,4 @@
-"""What the git server remembers beside the repositories: hooks, statuses, releases, deliveries, builds."""
+"""What the git server remembers beside the repositories: hooks, statuses, releases, deliveries, receipts, builds."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ CREATE TABLE IF NOT EXISTS delivery (
   next_at REAL NOT NULL, answer TEXT, created_at TEXT NOT NULL, ended_at TEXT, UNIQUE (event, ref, hook_id));
 CREATE INDEX IF NOT EXISTS delivery_pending ON delivery (state, next_at);
 CREATE TABLE IF NOT EXISTS wanted (repo TEXT PRIMARY KEY, "commit" TEXT NOT NULL, pusher TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS receipt (id INTEGER PRIMARY KEY, value TEXT NOT NULL);
 """
 _DELIVERIES_KEPT = 2000
+_RECEIPTS_KEPT = 10_000
 
 Row = sqlite3.Row
 
@@ -168,6 +170,19 @@ class State:
 
     def deliveries(self, repo: str, *, limit: int = 50) -> list[Row]:
         return self._rows("SELECT * FROM delivery WHERE repo = ? ORDER BY id DESC LIMIT ?", (repo, limit))
+
+    # Received events that the ledger of pushes has not taken yet
+
+    def add_receipt(self, value: str) -> None:
+        """Keep one; the oldest go when there are too many."""
+        row = _made(self._row("INSERT INTO receipt (value) VALUES (?) RETURNING id", (value,)))
+        self._rows("DELETE FROM receipt WHERE id <= ?", (row["id"] - _RECEIPTS_KEPT,))
+
+    def receipts(self, limit: int) -> list[Row]:
+        return self._rows("SELECT * FROM receipt ORDER BY id LIMIT ?", (limit,))
+
+    def remove_receipt(self, number: int) -> None:
+        self._rows("DELETE FROM receipt WHERE id = ?", (number,))
 
     # Builds that are to be made
 

@@ -1,0 +1,102 @@
+"""Commands: pushes, pushes replay."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from airloom.cli.output import print_json, print_table, reports_errors, say
+
+if TYPE_CHECKING:
+    from airloom.flows.pushes import Push
+
+commands = typer.Typer(invoke_without_command=True, help="List pushes and what became of each; replay one.")
+
+
+@commands.callback()
+def pushes(
+    context: typer.Context,
+    repo: Annotated[str | None, typer.Option("--repo", help="only this stage repo's")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """List pushes, newest first: commit, delivery, build, run, release, and the time of each part."""
+    if context.invoked_subcommand is None:
+        _list(repo, limit, as_json)
+
+
+@reports_errors
+def _list(repo: str | None, limit: int, as_json: bool) -> None:
+    from airloom.flows.pushes import list_pushes
+    from airloom.hooks.connect import Hooks
+
+    found = list_pushes(Hooks(), repo=repo, limit=limit)
+    for problem in found.problems:
+        sys.stderr.write(f"airloom: {problem}\n")
+    if as_json:
+        print_json([push.model_dump(mode="json") for push in found.pushes])
+        return
+    columns = ["commit", "message", "pusher", "delivery", "build", "run", "release", "seconds"]
+    print_table(columns, [_row(push) for push in found.pushes])
+    if not found.pushes:
+        say("No push is in the ledger.")
+
+
+@commands.command("replay")
+@reports_errors
+def replay(
+    target: Annotated[str, typer.Argument(metavar="REPO@COMMIT|DELIVERY", help="a commit, or a delivery's id")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the build's record as JSON")] = False,
+) -> None:
+    """Do once more what a push leads to: nothing twice that went well, and once more what failed."""
+    from airloom.flows.pushes import replay as repeat
+    from airloom.hooks.connect import Hooks
+
+    record = repeat(Hooks(), target, say_error)
+    print_json(record.model_dump(mode="json")) if as_json else say(f"{record.repo}@{record.commit}: {record.airflow}")
+
+
+def say_error(line: str) -> None:
+    """Show progress where it does not mix with results."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _row(push: Push) -> list[object]:
+    from rich.markup import escape
+
+    built = push.build if push.build_seconds is None else f"{push.build} in {push.build_seconds:.1f} s"
+    if push.build in {"failed", "error", "none"} and push.reason:
+        built = f"{built}: {push.reason[:100]}"
+    elif push.airflow not in {"", "told"}:
+        built = f"{built}; Airflow: {push.airflow}"
+    runs = [f"{run.pipeline} {run.run_id} {run.verdict or run.state}" for run in push.runs]
+    values = (
+        f"{push.repo}@{push.commit[:8]}",
+        push.message[:60],
+        push.pusher,
+        "\n".join(name[:8] for name in push.deliveries) or (f"none ({push.asked_by})" if push.asked_by else ""),
+        built,
+        "\n".join(runs),
+        "\n".join(run.release or "" for run in push.runs),
+        _times(push),
+    )
+    return [escape(str(value)) for value in values]
+
+
+def _times(push: Push) -> str:
+    """Waited + built + everything until the last run began + ran = in all."""
+    begun = [run.started_at for run in push.runs if run.started_at]
+    ended = [run.ended_at for run in push.runs if run.ended_at]
+    parts = [push.waited_seconds, push.build_seconds]
+    if begun and ended and len(ended) == len(push.runs):
+        parts.append((max(ended) - min(begun)).total_seconds())
+    shown = " + ".join(f"{part:.1f}" for part in parts if part is not None)
+    return f"{shown} → {push.total_seconds:.1f}" if push.total_seconds is not None else shown
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the app."""
+    app.add_typer(commands, name="pushes")
