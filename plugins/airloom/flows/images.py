@@ -197,13 +197,16 @@ def _context(settings: Settings) -> Iterator[Path]:
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="images-", dir=settings.run_dir) as folder:
         context = Path(folder)
-        target = context / "contract" / "airloom"
+        target = context / "package" / "plugins" / "airloom"
         target.mkdir(parents=True)
         for file in ("__init__.py", "errors.py"):
             shutil.copy2(package / file, target / file)
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(package / "contract", target / "contract", ignore=ignored)
         shutil.copy2(settings.project / "pyproject.toml", context)
+        shutil.copy2(settings.project / "pyproject.toml", context / "package")
+        for text in ("README.md", "LICENSE"):  # which the package names; what they say is no part of a runtime
+            (context / "package" / text).write_text("Airloom's contract with stages.\n")
         shutil.copy2(settings.project / "requirements" / "lock.txt", context)
         wheels = context / "wheels"
         wheels.mkdir()
