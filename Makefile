@@ -30,9 +30,14 @@ demo: install ## from nothing to a served model: start the platform, run the pip
 up: install ## start the stack: check this machine, build the platform's image, start the containers, provision
 	@$(BIN)/airloom init
 	@$(BIN)/airloom doctor
-	@set -a; . ./.env; if [ -f .env.local ]; then . ./.env.local; fi; set +a; \
+	@while IFS== read -r name value; do [[ -v $$name ]] || export "$$name=$$value"; done \
+	    < <(cat .env.local .env 2>/dev/null | grep -E '^[A-Z_]+='); \
 	  DOCKER_BUILDKIT=1 docker build -q $${AIRLOOM_CA_BUNDLE:+--secret "id=ca,src=$$AIRLOOM_CA_BUNDLE"} \
-	  --build-arg AIRLOOM_PYTHON_IMAGE --build-arg DOCKER_CLI_IMAGE -f images/airflow/Dockerfile -t "$$AIRLOOM_PLATFORM_IMAGE" .
+	  --build-arg AIRLOOM_PYTHON_IMAGE --build-arg DOCKER_CLI_IMAGE -f images/airflow/Dockerfile -t "$$AIRLOOM_PLATFORM_IMAGE" . ; \
+	  case ",$$COMPOSE_PROFILES," in *,jenkins,*) \
+	    DOCKER_BUILDKIT=1 docker build -q $${AIRLOOM_CA_BUNDLE:+--secret "id=ca,src=$$AIRLOOM_CA_BUNDLE"} \
+	    --build-arg JENKINS_BASE_IMAGE --build-arg AIRLOOM_PLATFORM_IMAGE -f images/jenkins/Dockerfile -t "$$JENKINS_IMAGE" . ;; \
+	  esac
 	@$(BIN)/airloom up
 
 doctor: install ## check what the stack needs of this machine

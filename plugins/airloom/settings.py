@@ -31,6 +31,7 @@ SECRET_NAMES = (
     "s3_mlflow_secret",
     "s3_jwt_secret",  # guards the object store's internal ports
     "webhook_secret",  # signs push events
+    "jenkins_hook_token",  # in the address of the hooks that lead to Jenkins; chooses its jobs
     "serving_admin_token",  # needed to swap a served model
     "registry_password",  # of the image registry's user
     # Of the stack alone
@@ -94,6 +95,8 @@ class Settings(BaseSettings):
     gateway_url: str = ""
     gateway_admin_url: str = ""
     supervisor_url: str = ""
+    jenkins_url: str = ""
+    build_url: str = ""
     metrics_networks: str = ""
     database_url: str = ""
 
@@ -113,6 +116,7 @@ class Settings(BaseSettings):
     git_owner: str = "airloom"
     git_user: str = "airloom"
     s3_region: str = "us-east-1"
+    reconcile_minutes: int = Field(default=5, ge=0, le=59)
     s3_quota_mib: int = Field(default=0, ge=0)
     bucket_raw: str = "raw"
     bucket_dvc: str = "dvc"

@@ -279,6 +279,7 @@ def _report(hooks: Hooks, pin: CodePin, state: str, description: str, on_progres
             state=state,  # type: ignore[arg-type]
             context=STATUS_CONTEXT,
             description=" ".join(description.split()),
+            target_url=hooks.settings.build_url or None,
         )
     except (ServiceError, NotFoundError) as error:
         on_progress(f"the commit's status could not be set: {error.message}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -99,8 +99,13 @@ class GitBucket:
             found = self._call("GET", f"users/{_part(self._owner)}/repos")
         return [repo for repo in found if repo["owner"]["login"] == self._owner]
 
-    def ensure_hook(self, repo: str, url: str, secret: str) -> None:
+    def ensure_hook(
+        self, repo: str, url: str, secret: str, *, replaces: Callable[[str], bool] = lambda url: False
+    ) -> None:
         """Send push events to `url`, as JSON signed with `secret`; a hook with that URL is brought up to date.
+
+        Args:
+            replaces: says of another hook's URL whether this one takes its place, so that it is removed.
 
         Raises:
             NotFoundError: no such repo.
@@ -113,12 +118,16 @@ class GitBucket:
         }
         path = f"{self._repo(repo)}/hooks"
         # GitBucket's database throws at a second hook with one URL, so look first.
-        for hook in self._call("GET", path):
-            if hook["config"]["url"] == url:
-                # Its secret isn't shown: write it again.
-                self._call("PATCH", f"{path}/{hook['id']}", json={**body, "add_events": [], "remove_events": []})
-                return
-        self._call("POST", path, json=body, repeat=False)
+        there = list(self._call("GET", path))
+        same = [hook for hook in there if hook["config"]["url"] == url]
+        if same:
+            # Its secret isn't shown: write it again.
+            self._call("PATCH", f"{path}/{same[0]['id']}", json={**body, "add_events": [], "remove_events": []})
+        else:
+            self._call("POST", path, json=body, repeat=False)
+        for hook in there:
+            if hook not in same and replaces(hook["config"]["url"]):
+                self._call("DELETE", f"{path}/{hook['id']}")
 
     def hooks(self, repo: str) -> list[dict[str, Any]]:
         """The repo's hooks as the API gives them, without their secrets."""

@@ -35,7 +35,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "classpath": "airflow.providers.git.bundles.git.GitDagBundle",
         "kwargs": {
             "git_conn_id": DAGS_CONNECTION,
-            "repo_url": f"{settings.git_base_url}/{settings.git_owner}/{DAGS_REPO}.git",
+            "repo_url": f"{settings.git_base_url}/git/{settings.git_owner}/{DAGS_REPO}.git",
             "tracking_ref": "main",
             "subdir": "dags",
             "refresh_interval": 5,

@@ -115,6 +115,10 @@ def _values(config: dict[str, Any]) -> Iterator[Check]:
         found = [name for name in (one, other) if name in services]
         advice = f"name {one} or {other}, and only one, in COMPOSE_PROFILES"
         yield Check(what, len(found) == 1, ", ".join(found) or "none", f"{one} or {other}", advice)
+    if "gitbucket" in services:
+        builder = "jenkins" if "jenkins" in services else "nothing"
+        advice = "name jenkins in COMPOSE_PROFILES too, or forge in place of gitbucket"
+        yield Check("builds", "jenkins" in services, builder, "jenkins, since gitbucket builds nothing itself", advice)
     open_ports = {p["host_ip"] for s in services.values() for p in s.get("ports", [])} - {"127.0.0.1", "::1"}
     if open_ports:
         yield Check("address", True, f"listens on {', '.join(sorted(open_ports))}", "on purpose, behind a firewall")

@@ -10,6 +10,8 @@ from airloom.stack.compose import GROUPS, Compose
 from airloom.stack.databases import OWN_DATABASE
 from airloom.stack.doctor import check_machine
 
+JENKINS_URL = "http://jenkins:8080"
+
 OnProgress = Callable[[str, str], None]
 
 
@@ -48,7 +50,9 @@ def provision(settings: Settings, on_progress: OnProgress) -> None:
 def _provision(compose: Compose, on_progress: OnProgress, *arguments: str) -> None:
     step = "git users and DAGs" if arguments else "provisioning"
     on_progress(step, "working")
-    said = compose.run("run", "--rm", "--no-deps", "--quiet-pull", "provision", "provision", *arguments)
+    # Where there is Jenkins it builds, and push events go there.
+    jenkins = ("--env", f"AIRLOOM_JENKINS_URL={JENKINS_URL}") if "jenkins" in compose.config()["services"] else ()
+    said = compose.run("run", "--rm", "--no-deps", "--quiet-pull", *jenkins, "provision", "provision", *arguments)
     for line in said.splitlines():
         name, separator, state = line.partition(": ")
         if separator:
