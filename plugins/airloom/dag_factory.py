@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Asset, AssetAny, BaseOperator, Param
+from airflow.sdk import DAG, Asset, AssetAny, BaseOperator, CronTriggerTimetable, Param
 from airflow.sdk.definitions.context import get_parsing_context
 
 from airloom.contract.assets import stage_asset
@@ -20,10 +20,14 @@ from airloom.contract.enums import Stage
 from airloom.errors import ConfigError
 from airloom.operators.flow import FlowOperator
 from airloom.operators.links import MlflowRunLink, RunPageLink, VersionTagLink
+from airloom.operators.reconcile import ReconcileOperator
 from airloom.operators.stage import StageOperator
 from airloom.settings import Settings, get_settings
 from airloom.spec import PipelineSpec, load_pipeline, load_pipelines
 from airloom.spec.doc import pipeline_doc
+
+# No pipeline's name: two underscores are refused there.
+RECONCILE_DAG = "airloom__reconcile"
 
 # Runs of one pipeline that may be under way at once; their versions, models and releases don't clash.
 MAX_ACTIVE_RUNS = 4
@@ -53,11 +57,37 @@ def pipeline_dags(settings: Settings | None = None) -> list[DAG]:
     """
     settings = settings or get_settings()
     wanted = get_parsing_context().dag_id
+    if wanted == RECONCILE_DAG:
+        return []
     path = settings.configs_dir / f"{wanted}.yaml"
     if wanted and path.is_file():
         return [build_dag(load_pipeline(path))]
     specs, _ = load_pipelines(settings.configs_dir)
     return [build_dag(spec) for spec in specs]
+
+
+def reconcile_dag(settings: Settings | None = None) -> DAG | None:
+    """The DAG that makes up for lost push events; None for a task that starts and needs another."""
+    settings = settings or get_settings()
+    if get_parsing_context().dag_id not in {None, RECONCILE_DAG}:
+        return None
+    minutes = settings.reconcile_minutes
+    doc = "Compares `main` of each stage repo with what was built and told, and makes up for what is missing."
+    with DAG(
+        dag_id=RECONCILE_DAG,
+        description="Builds and starts what a lost push event should have.",
+        doc_md=f"{doc} How often: `AIRLOOM_RECONCILE_MINUTES`. By hand: `airloom pushes reconcile`.",
+        # Without a start date, the first run waits for the next full interval.
+        schedule=CronTriggerTimetable(f"*/{minutes} * * * *", timezone="UTC") if minutes else None,
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=False,
+        # Not `airloom`: the ledger is of pipelines.
+        tags={"airloom-platform"},
+        default_args={"owner": "airloom", "retries": 1, "retry_delay": RETRY_DELAY, "execution_timeout": FLOW_TIMEOUT},
+    ) as dag:
+        ReconcileOperator(task_id="reconcile", doc_md=doc)
+    return dag
 
 
 def check_configs(settings: Settings | None = None) -> None:

@@ -5,111 +5,19 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import create_autospec
 
 import pytest
 
-from airloom.contract import CodePin, Stage
+from airloom.contract import Stage
 from airloom.contract.assets import stage_asset
 from airloom.errors import AirloomError, BuildFailedError, NotFoundError, UnavailableError
 from airloom.flows import announce
 from airloom.flows import build as build_flow
 from airloom.flows.build import build, find_build, find_failure
-from airloom.hooks.airflow_api import AirflowApi
-from airloom.hooks.git_tree import export_tree
-from airloom.hooks.gitbucket import GitBucket
 from airloom.settings import Settings
+from tests.fixtures.build_bench import GOOD, MAIN, Bench
 from tests.fixtures.git import git
-
-MAIN = "from airloom.contract import Stage, run_stage_main\nraise SystemExit(run_stage_main({Stage.TRAIN: print}))\n"
-GOOD = {"stages.yaml": "stages: {train: {paths: [main.py]}}\n", "main.py": MAIN}
-
-
-class LocalGit:
-    """Reads one repository on disk."""
-
-    def __init__(self, git_dir: Path) -> None:
-        self._git_dir = git_dir
-
-    def commit(self, repo: str, rev: str) -> CodePin:
-        done = git("rev-parse", "--verify", f"{rev}^{{commit}}", cwd=self._git_dir, check=False)
-        if done.returncode:
-            raise NotFoundError(f"{repo} has no commit {rev!r}")
-        return CodePin(repo=repo, commit=done.stdout.strip(), message="One", author="Ada <ada@example.org>")
-
-    def head(self, repo: str, branch: str = "main") -> str:
-        return self.commit(repo, branch).commit
-
-    def mirror(self, repo: str) -> Path:
-        return self._git_dir
-
-    def export(self, repo: str, sha: str, dest: Path, *, read_only: bool = False) -> None:
-        if not dest.exists():
-            export_tree(self._git_dir, sha, dest, read_only=read_only)
-
-
-class MemoryStore:
-    """JSON values by bucket and key."""
-
-    def __init__(self) -> None:
-        self.values: dict[tuple[str, str], str] = {}
-        self.down = False
-
-    def get_json(self, bucket: str, key: str) -> Any:
-        if self.down:
-            raise UnavailableError("the object store did not answer")
-        try:
-            return json.loads(self.values[bucket, key])
-        except KeyError:
-            raise NotFoundError(key) from None
-
-    def put_json(self, bucket: str, key: str, value: Any, **_: Any) -> None:
-        self.values[bucket, key] = json.dumps(value)
-
-    def exists(self, bucket: str, key: str) -> bool:
-        return (bucket, key) in self.values
-
-    def entries(self, kind: str) -> list[dict[str, Any]]:
-        """Records of the ledger of pushes, oldest first."""
-        found = [key for _, key in self.values if key.startswith("pushes/") and f"-{kind}-" in key]
-        keys = sorted(found, key=lambda key: key.rpartition("/")[2])
-        return [json.loads(self.values["airloom", key]) for key in keys]
-
-
-class Bench:
-    """One repo, and everything that a build talks to."""
-
-    def __init__(self, settings: Settings, tmp_path: Path) -> None:
-        self.work = tmp_path / "work"
-        git("init", "--quiet", "-b", "main", "work", cwd=tmp_path)
-        self.store = MemoryStore()
-        self.airflow = create_autospec(AirflowApi, instance=True)
-        self.gitbucket = create_autospec(GitBucket, instance=True)
-        self.lines: list[str] = []
-        self.hooks: Any = SimpleNamespace(
-            settings=settings,
-            git=LocalGit(self.work / ".git"),
-            store=self.store,
-            airflow=self.airflow,
-            gitbucket=self.gitbucket,
-        )
-
-    def commit(self, files: dict[str, str]) -> str:
-        for name, content in files.items():
-            (self.work / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.work / name).write_text(content)
-        git("add", "-A", cwd=self.work)
-        git("commit", "--quiet", "-m", "One", cwd=self.work)
-        return git("rev-parse", "HEAD", cwd=self.work).stdout.strip()
-
-    def build(self, **options: Any) -> Any:
-        return build(self.hooks, "ds_mlmodeling", "main", self.lines.append, **options)
-
-    @property
-    def statuses(self) -> list[tuple[str, str]]:
-        return [(c.kwargs["state"], c.kwargs["description"]) for c in self.gitbucket.set_status.call_args_list]
 
 
 @pytest.fixture

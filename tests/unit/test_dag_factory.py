@@ -49,7 +49,8 @@ def add_config(project: Path, name: str, *, old: str = "", new: str = "") -> Pat
 def test_every_dag_of_this_repository_imports(project: Path) -> None:
     bag = bag_of(project)
     assert bag.import_errors == {}
-    assert sorted(bag.dags) == sorted(path.stem for path in (ROOT / "dags/configs").glob("*.yaml"))
+    pipelines = [path.stem for path in (ROOT / "dags/configs").glob("*.yaml")]
+    assert sorted(bag.dags) == sorted([*pipelines, "airloom__reconcile"])
 
 
 def test_policy(project: Path) -> None:
@@ -58,9 +59,10 @@ def test_policy(project: Path) -> None:
     for dag in dags.values():
         assert dag.doc_md, dag.dag_id
         assert dag.description, dag.dag_id
-        assert "airloom" in dag.tags, dag.dag_id
         assert not dag.catchup
-        assert dag.max_active_runs >= 2, "two runs at once must work"
+        if dag.dag_id != "airloom__reconcile":
+            assert "airloom" in dag.tags, dag.dag_id
+            assert dag.max_active_runs >= 2, "two runs at once must work"
         for task in dag.tasks:
             where = f"{dag.dag_id}.{task.task_id}"
             assert task.owner not in {"", "airflow"}, where
@@ -183,10 +185,31 @@ def test_a_task_that_starts_builds_its_own_dag_only(project: Path, monkeypatch: 
     assert [dag.dag_id for dag in pipeline_dags()] == ["other"]
 
 
+def test_the_reconciler_runs_alone_and_now_and_then(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dag = bag_of(project).dags["airloom__reconcile"]
+    assert (dag.max_active_runs, dag.is_paused_upon_creation, dag.catchup) == (1, False, False)
+    assert dag.timetable.expression == "*/5 * * * *"
+    assert "airloom" not in dag.tags, "the ledger would take it for a pipeline"
+    monkeypatch.setenv("AIRLOOM_RECONCILE_MINUTES", "0")
+    get_settings.cache_clear()
+    assert bag_of(project).dags["airloom__reconcile"].timetable.can_be_scheduled is False
+
+
+def test_a_task_that_starts_builds_only_the_dag_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airloom.dag_factory import pipeline_dags, reconcile_dag
+
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "airloom__reconcile")
+    assert pipeline_dags() == []
+    assert reconcile_dag() is not None
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "digits")
+    assert reconcile_dag() is None
+
+
 def test_parsing_imports_nothing_heavy() -> None:
     code = (
         "import runpy, sys; "
         "runpy.run_path('dags/pipelines.py'); runpy.run_path('dags/check_configs.py'); "
+        "runpy.run_path('dags/reconcile.py'); "
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

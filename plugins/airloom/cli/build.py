@@ -11,12 +11,15 @@ from airloom.cli.output import print_json, reports_errors
 
 
 @reports_errors
-def build(
+def build(  # noqa: PLR0917 - typer's way to declare options
     target: Annotated[str, typer.Argument(metavar="REPO@COMMIT", help="a hash, branch or tag; main without one")],
     as_json: Annotated[bool, typer.Option("--json", help="print the build's record as JSON")] = False,
     no_event: Annotated[bool, typer.Option("--no-event", help="start no pipelines")] = False,
     pusher: Annotated[str, typer.Option("--pusher", help="who pushed; recorded and shown on the run")] = "",
-    once: Annotated[bool, typer.Option("--once", help="for a push: what failed before is not built again")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="for a push: leave what failed before, and what changes no stage")
+    ] = False,
+    delivery: Annotated[str, typer.Option("--delivery", help="the push event's id; goes into the ledger")] = "",
 ) -> None:
     """Check out a commit, lint it, load it, record it, and start the pipelines that use it.
 
@@ -24,6 +27,8 @@ def build(
     for a commit, however often it is built.
     """
     from airloom.flows.build import build as run_build
+    from airloom.flows.changes import decide_commit
+    from airloom.flows.push_entry import note_delivery
     from airloom.hooks.connect import Hooks
 
     repo, _, rev = target.partition("@")
@@ -32,8 +37,16 @@ def build(
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
+    hooks = Hooks()
+    if delivery:
+        note_delivery(hooks, repo, rev or "main", delivery, pusher=pusher)
+    if once:
+        decision = decide_commit(hooks, repo, rev or "main")
+        if decision.changes_nothing:
+            show(f"{target}: {decision.reason}: not built")
+            return
     record = run_build(
-        Hooks(), repo, rev or "main", show, pusher=pusher, announce=not no_event, asked_by="push" if once else "person"
+        hooks, repo, rev or "main", show, pusher=pusher, announce=not no_event, asked_by="push" if once else "person"
     )
     if as_json:
         print_json(record.model_dump(mode="json"))

@@ -58,6 +58,28 @@ def replay(
     print_json(record.model_dump(mode="json")) if as_json else say(f"{record.repo}@{record.commit}: {record.airflow}")
 
 
+@commands.command("reconcile")
+@reports_errors
+def reconcile(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Build and start now what lost events should have: what the DAG airloom__reconcile does every few minutes."""
+    from datetime import timedelta
+
+    from airloom.errors import ServiceError
+    from airloom.flows.reconcile import reconcile as run_reconcile
+    from airloom.hooks.connect import Hooks
+
+    actions = run_reconcile(Hooks(), grace=timedelta(0), on_progress=say_error)
+    if as_json:
+        print_json([action.model_dump(mode="json") for action in actions])
+    elif not actions:
+        say("Everything that was pushed is built, and Airflow knows of it.")
+    errors = [str(action) for action in actions if action.did == "error"]
+    if errors:
+        raise ServiceError("\n".join(errors))
+
+
 def say_error(line: str) -> None:
     """Show progress where it does not mix with results."""
     sys.stderr.write(f"{line}\n")

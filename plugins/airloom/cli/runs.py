@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from airloom.hooks.airflow_api import AirflowApi, RunInfo, TaskInfo
     from airloom.hooks.connect import Hooks
 
+OWN_DAGS = "airloom__"
+
 
 @reports_errors
 def run(  # noqa: PLR0917 - typer's way to declare options
@@ -79,7 +81,7 @@ def runs(
 
     hooks = Hooks()
     rows = []
-    for found in hooks.airflow.runs(pipeline or "~", limit=limit):
+    for found in _recent(hooks.airflow, pipeline, limit):
         outcome = hooks.ledger.run(found["dag_id"], found["dag_run_id"])
         rows.append(
             {
@@ -179,6 +181,15 @@ def _start(api: AirflowApi, pipeline: str, conf: Mapping[str, Any]) -> str:
     except NotFoundError as error:
         known = ", ".join(sorted(dag["dag_id"] for dag in api.dags())) or "none yet"
         raise NotFoundError(f"Airflow has no pipeline {pipeline!r}", hint=f"there are: {known}") from error
+
+
+def _recent(api: AirflowApi, pipeline: str | None, limit: int) -> list[RunInfo]:
+    """The latest runs of one pipeline or of all; the platform's own DAGs would bury them."""
+    if pipeline is not None:
+        return api.runs(pipeline, limit=limit)
+    names = [dag["dag_id"] for dag in api.dags() if not dag["dag_id"].startswith(OWN_DAGS)]
+    found = [run for name in names for run in api.runs(name, limit=limit)]
+    return sorted(found, key=lambda run: str(run["run_after"]), reverse=True)[:limit]
 
 
 def _errors(hooks: Hooks, pipeline: str, run_id: str) -> dict[str, str]:

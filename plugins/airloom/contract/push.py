@@ -80,4 +80,10 @@ class PushBuildEnd(PushEntry):
     airflow: str = ""
 
 
-KINDS: dict[str, type[PushEntry]] = {kind.kind: kind for kind in (PushDelivery, PushBuildStart, PushBuildEnd)}
+class PushSeen(PushEntry):
+    """The reconciler has met a commit that nobody had built."""
+
+    kind: ClassVar[str] = "seen"
+
+
+KINDS: dict[str, type[PushEntry]] = {kind.kind: kind for kind in (PushDelivery, PushBuildStart, PushBuildEnd, PushSeen)}

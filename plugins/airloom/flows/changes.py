@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from airloom.hooks.connect import Hooks
 from airloom.hooks.git_history import changed_paths, file_of, history
 from airloom.spec.stage_repo import STAGES_FILE, StageRepo
 
@@ -21,10 +22,12 @@ IMAGE_FILES = ("Dockerfile", ".dockerignore", "requirements.txt")
 
 @dataclass(frozen=True)
 class Decision:
-    """A commit to build, or the reason why there is none."""
+    """A commit to build, or the reason why there is none; `base` is the known commit that was compared with."""
 
     commit: str | None
     reason: str
+    base: str | None = None
+    changes_nothing: bool = False
 
 
 def decide_tip(git_dir: Path, tip: str, known: Container[str]) -> Decision:
@@ -35,7 +38,7 @@ def decide_tip(git_dir: Path, tip: str, known: Container[str]) -> Decision:
         known: commits whose build has ended, well or badly, or is under way.
     """
     if tip in known:
-        return Decision(None, "the commit has been built")
+        return Decision(None, "the commit has been built", tip)
     base = next((commit for commit in history(git_dir, tip) if commit in known), None)
     if base is None:
         return Decision(tip, "nothing before it has been built")
@@ -43,8 +46,21 @@ def decide_tip(git_dir: Path, tip: str, known: Container[str]) -> Decision:
     paths = stage_paths(git_dir, tip)
     # Without a readable stages.yaml the build says what is wrong with it.
     if changed is None or paths is None or any(is_below(name, path) for name in changed for path in paths):
-        return Decision(tip, f"a stage's files have changed since {base[:8]}")
-    return Decision(None, "nothing that a stage is made of has changed")
+        return Decision(tip, f"a stage's files have changed since {base[:8]}", base)
+    return Decision(None, "nothing that a stage is made of has changed", base, changes_nothing=True)
+
+
+def decide_commit(hooks: Hooks, repo: str, rev: str) -> Decision:
+    """`decide_tip` of a commit on the git server, by what the store knows of builds.
+
+    Raises:
+        NotFoundError: no such repo or commit.
+        ServiceError: the git server or the store did not answer.
+    """
+    from airloom.flows.build import built_commits
+
+    commit = hooks.git.commit(repo, rev).commit
+    return decide_tip(hooks.git.mirror(repo), commit, built_commits(hooks, repo))
 
 
 def stage_paths(git_dir: Path, commit: str) -> list[str] | None:

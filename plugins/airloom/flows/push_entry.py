@@ -1,21 +1,22 @@
-"""Writes what becomes of a push into the ledger of pushes. A record that can't be written stops nothing."""
+"""Records of the ledger of pushes: written, read, and those of a build."""
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from pydantic import ValidationError
+
 from airloom.contract import CodePin
-from airloom.contract.push import Asker, Outcome, PushBuildEnd, PushBuildStart, PushEntry
-from airloom.errors import AirloomError, ConflictError
+from airloom.contract.push import KINDS, Asker, Outcome, PushBuildEnd, PushBuildStart, PushDelivery, PushEntry
+from airloom.errors import AirloomError, ConflictError, ContractError, NotFoundError
 from airloom.hooks.connect import Hooks
 
-log = logging.getLogger(__name__)
-
 REASON_CHARACTERS = 1000
+_READERS = 8
 
 
 def write_entry(hooks: Hooks, entry: PushEntry) -> None:
@@ -30,8 +31,57 @@ def write_entry(hooks: Hooks, entry: PushEntry) -> None:
         )
 
 
+def note_delivery(hooks: Hooks, repo: str, rev: str, delivery: str, *, pusher: str) -> None:
+    """Note an event that another receiver than Airloom's own took, and handed on to a build.
+
+    Raises:
+        NotFoundError: no such repo or commit.
+        ServiceError: the git server or the store did not answer.
+    """
+    pin = hooks.git.commit(repo, rev)
+    write_entry(
+        hooks,
+        PushDelivery(
+            repo=repo,
+            commit=pin.commit,
+            id=delivery,
+            at=datetime.now(UTC),
+            ref="refs/heads/main",
+            pusher=pusher,
+            message=pin.message.partition("\n")[0],
+            outcome="build",
+            reason="handed on to a build",
+        ),
+    )
+
+
+def entry_name(key: str) -> str:
+    """The last part of a record's key: names sort by time."""
+    return key.rpartition("/")[2]
+
+
+def read_entries(hooks: Hooks, keys: list[str]) -> list[PushEntry]:
+    """Records in the keys' order, without those that another version of Airloom has written.
+
+    Raises:
+        ServiceError: the store refused or did not answer.
+    """
+
+    def read(key: str) -> PushEntry | None:
+        kind = KINDS.get(entry_name(key).partition("-")[2].partition("-")[0])
+        if kind is None:
+            return None
+        try:
+            return kind.model_validate(hooks.store.get_json(hooks.settings.bucket_airloom, key))
+        except (NotFoundError, ContractError, ValidationError):
+            return None
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="pushes") as threads:
+        return [entry for entry in threads.map(read, keys) if entry is not None]
+
+
 class BuildEntry:
-    """Start and end of one build."""
+    """Start and end of one build. A record that can't be written stops nothing."""
 
     def __init__(
         self, hooks: Hooks, pin: CodePin, asked_by: Asker, pusher: str, on_progress: Callable[[str], None]

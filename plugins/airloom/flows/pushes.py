@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from airloom.contract import Frozen
 from airloom.contract.assets import stage_asset
 from airloom.contract.build import BuildRecord
-from airloom.contract.push import KINDS, PREFIX, PushBuildEnd, PushBuildStart, PushDelivery, PushEntry
-from airloom.errors import ConflictError, ContractError, NotFoundError, ServiceError
+from airloom.contract.push import PREFIX, PushBuildEnd, PushBuildStart, PushDelivery, PushEntry
+from airloom.errors import ConflictError, NotFoundError, ServiceError
 from airloom.flows.build import build
+from airloom.flows.push_entry import entry_name, read_entries
 from airloom.hooks.connect import Hooks
 
-_READERS = 8
 _EVENTS_AT_MOST = 300
 _SHORT_AT_LEAST = 4
 
@@ -81,7 +80,7 @@ def list_pushes(hooks: Hooks, *, repo: str | None = None, limit: int = 20) -> Pu
         ServiceError: the object store refused or did not answer. Without Airflow, runs are left out.
     """
     groups = _newest(_keys(hooks, f"{PREFIX}{repo}/" if repo else PREFIX), limit)
-    entries = _read(hooks, [key for keys in groups.values() for key in keys])
+    entries = read_entries(hooks, [key for keys in groups.values() for key in keys])
     problems: list[str] = []
     runs = _runs_of(hooks, {name for name, _ in groups}, problems)
     found = []
@@ -115,7 +114,7 @@ def replay(hooks: Hooks, target: str, on_progress: Callable[[str], None] = lambd
 
 def _delivery(hooks: Hooks, name: str) -> PushDelivery:
     keys = [key for key in _keys(hooks, PREFIX) if f"-{PushDelivery.kind}-{name}" in key.rpartition("/")[2]]
-    found = [entry for entry in _read(hooks, keys) if isinstance(entry, PushDelivery)]
+    found = [entry for entry in read_entries(hooks, keys) if isinstance(entry, PushDelivery)]
     if not found or len(name) < _SHORT_AT_LEAST:
         raise NotFoundError(f"no delivery {name!r} is in the ledger of pushes", hint="list them: airloom pushes")
     if len({entry.id for entry in found}) > 1:
@@ -137,28 +136,8 @@ def _newest(keys: Iterable[str], limit: int) -> dict[tuple[str, str], list[str]]
         parts = key.removeprefix(PREFIX).split("/")
         if len(parts) == 3:
             groups.setdefault((parts[0], parts[1]), []).append(key)
-    ordered = sorted(groups, key=lambda group: min(map(_name, groups[group])), reverse=True)
-    return {group: sorted(groups[group], key=_name) for group in ordered[:limit]}
-
-
-def _name(key: str) -> str:
-    return key.rpartition("/")[2]
-
-
-def _read(hooks: Hooks, keys: list[str]) -> list[PushEntry]:
-    """Records in the keys' order, without those that another version of Airloom has written."""
-
-    def read(key: str) -> PushEntry | None:
-        kind = KINDS.get(_name(key).split("-")[1] if "-" in _name(key) else "")
-        if kind is None:
-            return None
-        try:
-            return kind.model_validate(hooks.store.get_json(hooks.settings.bucket_airloom, key))
-        except (NotFoundError, ContractError, ValidationError):
-            return None
-
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="pushes") as threads:
-        return [entry for entry in threads.map(read, keys) if entry is not None]
+    ordered = sorted(groups, key=lambda group: min(map(entry_name, groups[group])), reverse=True)
+    return {group: sorted(groups[group], key=entry_name) for group in ordered[:limit]}
 
 
 # Joining
