@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -118,8 +119,41 @@ def test_a_push_starts_what_is_built_from_the_repo(airflow: RunningAirflow) -> N
     )
     assert run["run_type"] == "asset_triggered"
     assert airflow.api.wait("trivial", run["dag_run_id"], timeout_seconds=60)["state"] == "success"
+    (event,) = airflow.api.asset_events(name, since=datetime.now(UTC) - timedelta(hours=1), limit=1)
+    assert (event["extra"]["commit"], event["extra"]["pusher"]) == ("0" * 40, "ada")
+    assert [(made["dag_id"], made["run_id"]) for made in event["created_dagruns"]] == [("trivial", run["dag_run_id"])]
+    assert airflow.api.asset_events(name, since=datetime.now(UTC) + timedelta(hours=1)) == []
     with pytest.raises(NotFoundError, match="no asset"):
         airflow.api.create_asset_event(stage_asset("unheard_of"), {})
+    with pytest.raises(NotFoundError, match="no asset"):
+        airflow.api.asset_events(stage_asset("unheard_of"))
+
+
+def test_all_events_of_an_asset_are_found_newest_first(
+    airflow: RunningAirflow, monkeypatch: pytest.MonkeyPatch
+) -> None:  # noqa: F811
+    name = stage_asset("ds_modelserving")  # of the pipeline digits, whose runs would fail here
+    until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=30, what="no asset")
+    airflow.api.pause("digits")
+    monkeypatch.setattr("airloom.hooks.airflow_api._PAGE", 2)
+    for number in range(5):
+        airflow.api.create_asset_event(name, {"commit": str(number)})
+    found = [event["extra"]["commit"] for event in airflow.api.asset_events(name)]
+    assert found == ["4", "3", "2", "1", "0"]
+    assert [event["extra"]["commit"] for event in airflow.api.asset_events(name, limit=3)] == ["4", "3", "2"]
+
+
+def test_the_reconciler_is_there_and_waits_for_its_time(airflow: RunningAirflow) -> None:  # noqa: F811
+    found = until(
+        lambda: next((dag for dag in airflow.api.dags() if dag["dag_id"] == "airloom__reconcile"), None),
+        seconds=40,
+        what="no reconciler",
+    )
+    assert not found["is_paused"]
+    assert found["timetable_summary"] == "*/5 * * * *"
+    first = datetime.fromisoformat(found["next_dagrun_run_after"])
+    assert all(datetime.fromisoformat(run["run_after"]) < first for run in airflow.api.runs("airloom__reconcile"))
+    assert first.minute % 5 == 0
 
 
 def test_notes_xcoms_and_marks(airflow: RunningAirflow) -> None:  # noqa: F811

@@ -3,21 +3,14 @@
 # ruff: noqa: F811
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sqlite3
 import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from airloom.contract import Stage
-from airloom.contract.assets import stage_asset
 from airloom.embedded import builder, git_server
 from airloom.errors import BuildFailedError
 from airloom.flows.build import build, find_build
@@ -26,84 +19,9 @@ from airloom.hooks.object_store import ObjectStore
 from airloom.settings import Settings
 from tests.conftest import make_settings
 from tests.fixtures.git import StageRepoFixture, git, git_settings, gitbucket, stage_repo  # noqa: F401
+from tests.fixtures.pushes import GOOD, MAIN, STAGES, AirflowDouble, airflow, deliveries, hooked, status, wait_for  # noqa: F401
 from tests.fixtures.s3 import s3_store  # noqa: F401
 from tests.fixtures.services import running
-
-MAIN = "from airloom.contract import Stage, run_stage_main\nraise SystemExit(run_stage_main({Stage.TRAIN: print}))\n"
-STAGES = "stages: {train: {paths: [main.py]}}\n"
-GOOD: dict[str, str | bytes] = {"stages.yaml": STAGES, "main.py": MAIN}
-
-
-class AirflowDouble:
-    """As much of Airflow's REST API as a build's event needs; tests/integration/test_airflow.py has the real one."""
-
-    def __init__(self, port: int) -> None:
-        self.events: list[dict] = []
-        double = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if self.path.endswith("/assets/events"):
-                    double.events.append(body)
-                self.answer(201, {"access_token": "t"} if self.path.endswith("/token") else {})
-
-            def do_GET(self) -> None:
-                if "/assets/events" in self.path:
-                    number = int(parse_qs(urlsplit(self.path).query)["asset_id"][0])
-                    found = [event for event in double.events if event["asset_id"] == number]
-                    self.answer(200, {"asset_events": found, "total_entries": len(found)})
-                    return
-                assets = [
-                    {"id": n, "name": stage_asset(f"repo_{n}"), "uri": stage_asset(f"repo_{n}")} for n in range(99)
-                ]
-                self.answer(200, {"assets": assets, "total_entries": len(assets)})
-
-            def answer(self, status: int, value: object) -> None:
-                content = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def of(self, repo: str) -> list[dict]:
-        return [event["extra"] for event in self.events if event["extra"]["repo"] == repo]
-
-
-@pytest.fixture(scope="module")
-def airflow(session_settings: Settings) -> Iterator[AirflowDouble]:
-    double = AirflowDouble(session_settings.airflow_port)
-    yield double
-    double.server.shutdown()
-    double.server.server_close()
-
-
-@pytest.fixture
-def hooked(stage_repo: StageRepoFixture, s3_store: ObjectStore, airflow: AirflowDouble) -> StageRepoFixture:
-    """A repo whose pushes are built."""
-    settings = stage_repo.settings
-    hooks = Hooks(settings)
-    hooks.gitbucket.ensure_hook(stage_repo.name, builder.hook_url(settings), settings.secret("webhook_secret"))
-    return stage_repo
-
-
-def wait_for(found: Callable[[], object], what: str, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, f"still no {what}"
-        time.sleep(0.1)
-
-
-def status(repo: StageRepoFixture, sha: str) -> tuple[str, str]:
-    found = Hooks(repo.settings).gitbucket.statuses(repo.name, sha)
-    return (found[0]["state"], found[0]["description"]) if found else ("", "")
 
 
 def test_a_push_is_built_and_a_bad_one_says_why(hooked: StageRepoFixture, airflow: AirflowDouble) -> None:
@@ -150,14 +68,6 @@ def test_data_versions_start_no_build(hooked: StageRepoFixture) -> None:
     )
     assert {path.name for path in folder.glob(f"{hooked.name}-*")} == {f"{hooked.name}-{sha[:12]}.log"}
     assert all(status(hooked, commit) == ("", "") for commit in commits)
-
-
-def deliveries(repo: StageRepoFixture) -> list[dict[str, str]]:
-    path = repo.settings.data_dir / "git" / ".forge" / "forge.db"
-    with sqlite3.connect(path) as connection:
-        connection.row_factory = sqlite3.Row
-        rows = connection.execute("SELECT * FROM delivery WHERE repo = ?", (f"airloom/{repo.name}",))
-        return [dict(row) for row in rows]
 
 
 def test_many_pushes_end_with_the_last_one_built(hooked: StageRepoFixture, airflow: AirflowDouble) -> None:

@@ -15,6 +15,7 @@ from airloom.contract import DataVersion, GateDecision, RunPlan, StageResult, Va
 from airloom.contract.assets import stage_asset
 from airloom.contract.outcome import StageOutcome
 from airloom.errors import AuthError, DataRejectedError, RolledBackError, StageFailedError, UnavailableError
+from airloom.flows import commit_report
 from airloom.operators import flow, notes
 from airloom.operators.flow import RETURNS, STEPS, FlowOperator, Step, returned
 from airloom.operators.notes import decision_note, plan_note
@@ -88,8 +89,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Execute a flow task with a function in the place of its flow; gives result, notes and skipped tasks."""
     written: list[tuple[str, str]] = []
     skipped: list[str] = []
+    said: list[tuple[str, Any]] = []
     monkeypatch.setattr(flow, "note_run", lambda hooks, context, text: written.append(("run", text)))
     monkeypatch.setattr(flow, "note_task", lambda hooks, context, text: written.append(("task", text)))
+    for name in ("report_result", "report_verified", "report_failed_release"):
+        monkeypatch.setattr(commit_report, name, lambda *given, name=name, **named: said.append((name, given[-1])))
 
     def skip(self: FlowOperator, ti: Ti, tasks: Any) -> None:
         """As Airflow's: it never comes back."""
@@ -114,7 +118,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Any:
             value = task.execute({"ti": ti, "dag": dag, "run_id": "r1", "params": {}})
         except DownstreamTasksSkipped:
             value = ti.pushed["return_value"]
-        return SimpleNamespace(value=value, notes=written, skipped=sorted(skipped))
+        return SimpleNamespace(value=value, notes=written, skipped=sorted(skipped), said=said)
 
     return execute
 
@@ -131,6 +135,7 @@ def test_upstream_results_arrive_as_models(ran: Any) -> None:
     assert got == {"plan": plan, "outcome": outcome}
     assert DataVersion.model_validate(done.value) == DATA
     assert done.notes[0][1].startswith("t (made)")
+    assert done.said == [("report_result", DATA)]
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
@@ -145,6 +150,7 @@ def test_a_rejection_skips_the_rest_and_is_no_failure(ran: Any, verdict: Verdict
     )
     assert done.value["verdict"] == verdict.value
     assert done.skipped == (["deploy", "release"] if verdict is Verdict.REJECTED else [])
+    assert done.said == [("report_result", make_decision(verdict))]
     where = dict(done.notes)
     assert where["task"].startswith(verdict.value.upper())
     assert "push by ada: repo@3f2a91c0" in where["run"]

@@ -15,7 +15,7 @@ from airloom.errors import AirloomError
 
 log = logging.getLogger(__name__)
 
-_WAIT_SECONDS = 15.0
+_WAIT_SECONDS = 5.0
 _AT_ONCE = 100
 
 

@@ -177,8 +177,15 @@ class AirflowApi:
 
     def unpause(self, dag_id: str) -> None:
         """Let the scheduler run a DAG."""
+        self._set_paused(dag_id, False)
+
+    def pause(self, dag_id: str) -> None:
+        """Keep the scheduler from starting runs of a DAG."""
+        self._set_paused(dag_id, True)
+
+    def _set_paused(self, dag_id: str, paused: bool) -> None:
         path, params = f"dags/{_part(dag_id)}", {"update_mask": "is_paused"}
-        self._call("PATCH", path, json={"is_paused": False}, params=params)
+        self._call("PATCH", path, json={"is_paused": paused}, params=params)
 
     def import_errors(self) -> list[dict[str, Any]]:
         """What stands in the way of parsing: `filename` and `stack_trace` of each file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -114,11 +115,15 @@ class FlowOperator(BaseOperator, SkipMixin):
                 result = step.load()(hooks, **inputs)
         except (DataRejectedError, RolledBackError) as error:
             note_task(hooks, context, str(error))
+            self._say_why_not_served(hooks, context, error)
             raise AirflowFailException(str(error)) from error
         except AirloomError as error:
             note_task(hooks, context, str(error))
             final = not getattr(error, "retryable", False)
+            if final:
+                self._say_why_not_served(hooks, context, error)
             raise (AirflowFailException if final else AirflowException)(str(error)) from error
+        self._say_on_commits(hooks, context, result)
         self._report(hooks, context, result)
         return result.model_dump(mode="json")
 
@@ -145,6 +150,32 @@ class FlowOperator(BaseOperator, SkipMixin):
             trigger=trigger_of(context["dag_run"], events),
             now=datetime.now(UTC),
         )
+
+    def _say_on_commits(self, hooks: Hooks, context: Context, result: Frozen) -> None:
+        """Say on the commits what came of them, and publish what is served."""
+        from airloom.flows import commit_report
+
+        ti = context["ti"]
+        if isinstance(result, VerifyReport):
+            commit_report.report_verified(
+                hooks,
+                returned(ti, "resolve"),
+                result,
+                release=returned(ti, "release"),
+                decision=returned(ti, "gate"),
+                data_version=returned(ti, "version"),
+            )
+        elif isinstance(result, DataVersion | GateDecision | Release):
+            commit_report.report_result(hooks, returned(ti, "resolve"), result)
+
+    def _say_why_not_served(self, hooks: Hooks, context: Context, error: AirloomError) -> None:
+        from airloom.flows.commit_report import report_failed_release
+
+        if self.task_id not in {"deploy", "verify"}:
+            return
+        with suppress(StageFailedError):  # without a plan or a release there is nothing to say it of
+            ti = context["ti"]
+            report_failed_release(hooks, returned(ti, "resolve"), returned(ti, "release"), error.message)
 
     def _report(self, hooks: Hooks, context: Context, result: Frozen) -> None:
         """Say what was decided where people look: the log, the task's note and the run's note."""
