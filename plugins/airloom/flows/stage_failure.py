@@ -120,7 +120,8 @@ def _explain(
     elif ended is ExitReason.STOPPED:
         found = f"it was stopped after {job_exit.seconds:g} s", None, True
     elif ended is ExitReason.LOST:
-        found = "it is gone, and so is what watched it: both were killed, or the machine restarted", None, True
+        why = job_exit.detail or "it is gone, and so is what watched it: both were killed, or the machine restarted"
+        found = why, None, True
     elif ended is ExitReason.NOT_STARTED:
         found = f"it could not be started: {job_exit.detail}", "is the checkout whole? build the commit again", False
     elif ended is ExitReason.SIGNALLED:

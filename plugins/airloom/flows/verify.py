@@ -85,7 +85,10 @@ def _check(hooks: Hooks, pipeline: str, release: Release, rows: list[ReferenceRo
         wrong, ids = patiently(differences, client, rows, release)
     if wrong:
         raise RolledBackError(f"{len(wrong)} answers through the gateway are wrong; {wrong[0]}")
-    found = receipt(hooks, ids[0])
+    # A release answers before its answers reach the prediction log.
+    found = patiently.copy(retry=tenacity.retry_if_exception_type((UnavailableError, NotFoundError)))(
+        receipt, hooks, ids[0]
+    )
     if found.release.version != release.version:
         raise RolledBackError(f"the receipt of {ids[0]} leads to release {found.release.version}")
     return ids
