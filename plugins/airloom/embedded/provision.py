@@ -65,12 +65,9 @@ def _raw_data(hooks: Hooks, on_progress: OnProgress) -> None:
 
 
 def _repositories(hooks: Hooks, on_progress: OnProgress) -> None:
-    from airloom.embedded.builder import hook_url
     from airloom.flows.build import build
-    from airloom.hooks import jenkins
 
     settings = hooks.settings
-    receiver = jenkins.hook_url(settings) if settings.jenkins_url else hook_url(settings)
     folders = sorted(path for path in (settings.project / "gitbucket_repos").glob("*") if path.is_dir())
     pushed = []
     for folder in folders:
@@ -81,18 +78,29 @@ def _repositories(hooks: Hooks, on_progress: OnProgress) -> None:
             pushed.append(repo)
             # Built here and told to nobody: the hook comes after, so that the templates start no run.
             build(hooks, repo, "main", announce=False)
-        secret = settings.secret("webhook_secret")
-        hooks.gitbucket.ensure_hook(repo, receiver, secret, replaces=_is_receiver)
+        ensure_receiver(hooks, repo)
     names = ", ".join(folder.name for folder in folders) or "none in gitbucket_repos"
     on_progress("repositories", f"done: {names}" + (f" ({len(pushed)} pushed for the first time)" if pushed else ""))
 
 
-def _is_receiver(url: str) -> bool:
-    """Whether a hook is of Airloom's making: one that stayed from before would have every push built twice."""
-    from airloom.embedded.builder import HOOK_PATH
+def ensure_receiver(hooks: Hooks, repo: str) -> None:
+    """Send a repo's push events to whoever builds: Jenkins where there is one, else the git server itself.
+
+    An earlier receiver's hook goes, or every push would be built twice; hooks that people made stay.
+
+    Raises:
+        NotFoundError: no such repo.
+        ServiceError: the git server refused or did not answer.
+    """
+    from airloom.embedded.builder import HOOK_PATH, hook_url
     from airloom.hooks import jenkins
 
-    return jenkins.is_hook_url(url) or urlsplit(url).path == HOOK_PATH
+    def is_receiver(url: str) -> bool:
+        return jenkins.is_hook_url(url) or urlsplit(url).path == HOOK_PATH
+
+    settings = hooks.settings
+    url = jenkins.hook_url(settings) if settings.jenkins_url else hook_url(settings)
+    hooks.gitbucket.ensure_hook(repo, url, settings.secret("webhook_secret"), replaces=is_receiver)
 
 
 def push_template(hooks: Hooks, repo: str, folder: Path) -> bool:
