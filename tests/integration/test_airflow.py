@@ -129,9 +129,7 @@ def test_a_push_starts_what_is_built_from_the_repo(airflow: RunningAirflow) -> N
         airflow.api.asset_events(stage_asset("unheard_of"))
 
 
-def test_all_events_of_an_asset_are_found_newest_first(
-    airflow: RunningAirflow, monkeypatch: pytest.MonkeyPatch
-) -> None:  # noqa: F811
+def test_all_events_are_found_newest_first(airflow: RunningAirflow, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     name = stage_asset("ds_modelserving")  # of the pipeline digits, whose runs would fail here
     until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=30, what="no asset")
     airflow.api.pause("digits")
@@ -141,6 +139,7 @@ def test_all_events_of_an_asset_are_found_newest_first(
     found = [event["extra"]["commit"] for event in airflow.api.asset_events(name)]
     assert found == ["4", "3", "2", "1", "0"]
     assert [event["extra"]["commit"] for event in airflow.api.asset_events(name, limit=3)] == ["4", "3", "2"]
+    airflow.api.unpause("digits")
 
 
 def test_the_reconciler_is_there_and_waits_for_its_time(airflow: RunningAirflow) -> None:  # noqa: F811

@@ -58,6 +58,7 @@ class _Event:
     pusher: str
     message: str
     delivery: str
+    received_at: datetime
 
 
 def hook_url(settings: Settings) -> str:
@@ -157,7 +158,17 @@ class Builder:
         if owner != self._settings.git_owner:
             return self._ignored(f"{owner} is not the owner of stage repos")
         delivery = request.headers.get("x-github-delivery") or f"unnamed-{uuid.uuid4()}"
-        return await self._taken(_Event(name, ref, after, pusher, message, delivery[:_DELIVERY_CHARACTERS]))
+        return await self._taken(
+            _Event(
+                repo=name,
+                ref=ref,
+                after=after,
+                pusher=pusher,
+                message=message,
+                delivery=delivery[:_DELIVERY_CHARACTERS],
+                received_at=datetime.now(UTC),
+            )
+        )
 
     def _refusal(self, request: Request, body: bytes) -> Response | None:
         problem = signature_problem(body, request.headers.get("x-hub-signature-256"), self._secret)
@@ -174,9 +185,9 @@ class Builder:
         def take() -> Decision:
             repository = self._repositories.get(self._settings.git_owner, event.repo)
             decision = self.decide(repository, ref=event.ref, after=event.after)
-            self._note(event, decision)
             if decision.commit is not None:
                 self.want(event.repo, decision.commit, event.pusher)
+            self._note(event, decision)  # what is built counts for more than what is known of it
             return decision
 
         try:
@@ -198,7 +209,7 @@ class Builder:
                 repo=event.repo,
                 commit=event.after,
                 id=event.delivery,
-                at=datetime.now(UTC),
+                at=event.received_at,
                 ref=event.ref,
                 pusher=event.pusher,
                 message=event.message,
