@@ -89,12 +89,12 @@ def say_error(line: str) -> None:
 def _row(push: Push) -> list[object]:
     from rich.markup import escape
 
-    built = push.build if push.build_seconds is None else f"{push.build} in {push.build_seconds:.1f} s"
+    built: str = push.build
     if push.build in {"failed", "error", "none"} and push.reason:
         built = f"{built}: {push.reason[:100]}"
     elif push.airflow not in {"", "told"}:
         built = f"{built}; Airflow: {push.airflow}"
-    runs = [f"{run.pipeline} {run.run_id} {run.verdict or run.state}" for run in push.runs]
+    runs = [f"{run.pipeline} {run.verdict or run.state}\n{run.run_id}" for run in push.runs]
     values = (
         f"{push.repo}@{push.commit[:8]}",
         push.message[:60],
@@ -102,21 +102,24 @@ def _row(push: Push) -> list[object]:
         "\n".join(name[:8] for name in push.deliveries) or (f"none ({push.asked_by})" if push.asked_by else ""),
         built,
         "\n".join(runs),
-        "\n".join(run.release or "" for run in push.runs),
+        "\n\n".join(run.release or "" for run in push.runs),
         _times(push),
     )
     return [escape(str(value)) for value in values]
 
 
 def _times(push: Push) -> str:
-    """Waited + built + everything until the last run began + ran = in all."""
+    """How long each part took, one a line."""
     begun = [run.started_at for run in push.runs if run.started_at]
     ended = [run.ended_at for run in push.runs if run.ended_at]
-    parts = [push.waited_seconds, push.build_seconds]
-    if begun and ended and len(ended) == len(push.runs):
-        parts.append((max(ended) - min(begun)).total_seconds())
-    shown = " + ".join(f"{part:.1f}" for part in parts if part is not None)
-    return f"{shown} → {push.total_seconds:.1f}" if push.total_seconds is not None else shown
+    over = bool(begun) and len(ended) == len(push.runs)
+    parts = {
+        "wait": push.waited_seconds,
+        "build": push.build_seconds,
+        "run": (max(ended) - min(begun)).total_seconds() if over else None,
+        "all": push.total_seconds,
+    }
+    return "\n".join(f"{name} {seconds:.1f}" for name, seconds in parts.items() if seconds is not None)
 
 
 def register(app: typer.Typer) -> None:
