@@ -42,6 +42,10 @@ pipelineJob('de_datapreprocessing') {
               key('X-GitHub-Event')
               regexpFilter('')
             }
+            genericHeaderVariable {
+              key('X-GitHub-Delivery')
+              regexpFilter('')
+            }
           }
           causeString('$push_user pushed $push_after')
           tokenCredentialId('airloom-hook-token')
@@ -112,6 +116,10 @@ pipelineJob('ds_mlmodeling') {
               key('X-GitHub-Event')
               regexpFilter('')
             }
+            genericHeaderVariable {
+              key('X-GitHub-Delivery')
+              regexpFilter('')
+            }
           }
           causeString('$push_user pushed $push_after')
           tokenCredentialId('airloom-hook-token')
@@ -180,6 +188,10 @@ pipelineJob('ds_modelserving') {
           genericHeaderVariables {
             genericHeaderVariable {
               key('X-GitHub-Event')
+              regexpFilter('')
+            }
+            genericHeaderVariable {
+              key('X-GitHub-Delivery')
               regexpFilter('')
             }
           }

@@ -130,6 +130,8 @@ def test_the_jobs_say_what_is_meant() -> None:
         variable = (*trigger, "genericVariables", "genericVariable")
         keys, values = ([value for (value,) in calls(inner, *variable, name)] for name in ("key", "value"))
         assert dict(zip(keys, values, strict=True)) == jenkins.VARIABLES
+        headers = calls(inner, *trigger, "genericHeaderVariables", "genericHeaderVariable", "key")
+        assert headers == [[name] for name in jenkins.HEADERS]
         # The post's content may hold what a person wrote; a log is no place for it.
         assert calls(inner, *trigger, "printPostContent") == [[False]]
         remote = ("definition", "cpsScm", "scm", "git", "remote")
@@ -187,3 +189,36 @@ def test_jenkinsfiles_differ_in_their_repo_alone() -> None:
     texts = {path.parent.name: path.read_text() for path in (ROOT / "gitbucket_repos").glob("*/Jenkinsfile")}
     assert len(texts) == 3
     assert len({text.replace(name, "REPO_NAME") for name, text in texts.items()}) == 1
+
+
+EVENT = {"push_after": "b" * 40, "push_user": "Ada L", "x_github_delivery": "1-2"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments"),
+    [
+        (EVENT, ["--once", "--pusher", "Ada L", "--delivery", "1-2"]),
+        (
+            {**EVENT, "push_user": "$(touch /tmp/x); `id`"},
+            ["--once", "--pusher", "$(touch /tmp/x); `id`", "--delivery", "1-2"],
+        ),
+        ({}, []),  # a person's wish
+    ],
+)
+def test_what_a_job_runs(tmp_path: Path, variables: dict[str, str], arguments: list[str]) -> None:
+    text = (ROOT / "gitbucket_repos" / "ds_mlmodeling" / "Jenkinsfile").read_text()
+    (command,) = re.findall(r"sh '(airloom build .*)'\n", text)
+    program = tmp_path / "airloom"
+    program.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REPO": "ds_mlmodeling", "GIT_COMMIT": "c" * 40, **variables}
+    done = subprocess.run(["/bin/sh", "-xec", command], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["build", f"ds_mlmodeling@{'c' * 40}", *arguments]
+
+
+@pytest.mark.parametrize(("branch", "code"), [("origin/main", 0), ("refs/tags/digits/CV_a", 1), ("tags/v1", 1)])
+def test_a_job_refuses_tags(branch: str, code: int) -> None:
+    text = (ROOT / "gitbucket_repos" / "ds_mlmodeling" / "Jenkinsfile").read_text()
+    (command,) = re.findall(r"sh '(case .*)'\n", text)
+    done = subprocess.run(["/bin/sh", "-xec", command], env={"GIT_BRANCH": branch}, capture_output=True, check=False)
+    assert done.returncode == code

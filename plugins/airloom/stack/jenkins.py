@@ -24,7 +24,8 @@ VARIABLES = {
     "push_after": "$.after",
     "push_user": "$.pusher.name",
 }
-EVENT_HEADER = "X-GitHub-Event"
+# In small letters and with underscores, these are variables too.
+HEADERS = ("X-GitHub-Event", "X-GitHub-Delivery")
 FILTER_TEXT = "$push_repository $x_github_event $push_ref $push_after"
 
 _HEAD = """\
@@ -42,10 +43,7 @@ pipelineJob('{repo}') {{
           }}
           genericRequestVariables {{ }}
           genericHeaderVariables {{
-            genericHeaderVariable {{
-              key('{header}')
-              regexpFilter('')
-            }}
+{headers}
           }}
           causeString('$push_user pushed $push_after')
           tokenCredentialId('{token}')
@@ -83,6 +81,12 @@ _VARIABLE = """\
               defaultValue('')
             }}"""
 
+_HEADER = """\
+            genericHeaderVariable {{
+              key('{key}')
+              regexpFilter('')
+            }}"""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -103,7 +107,7 @@ class Job:
             repo=self.repo,
             owner=self.owner,
             variables="\n".join(_VARIABLE.format(key=key, value=value) for key, value in VARIABLES.items()),
-            header=EVENT_HEADER,
+            headers="\n".join(_HEADER.format(key=key) for key in HEADERS),
             token=TOKEN_CREDENTIAL,
             text=FILTER_TEXT,
             expression=self.filter_expression.replace("\\", "\\\\"),
