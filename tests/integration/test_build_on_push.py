@@ -84,6 +84,8 @@ def test_many_pushes_end_with_the_last_one_built(hooked: StageRepoFixture, airfl
     told = [extra["commit"] for extra in airflow.of(hooked.name)]
     assert told == sorted(set(told), key=shas.index)
     assert status(hooked, shas[-1])[0] == "success"
+    ended = {"built", "failed"}
+    wait_for(lambda: list_pushes(hooks, repo=hooked.name, limit=1).pushes[0].build in ended, "end of the last build")
     found = list_pushes(hooks, repo=hooked.name, limit=100).pushes
     assert max(push.builds for push in found) == 1
     assert [push.commit for push in found if push.build == "built"] == told[::-1]
