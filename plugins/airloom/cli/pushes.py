@@ -22,7 +22,7 @@ def pushes(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """List pushes, newest first: commit, delivery, build, run, release, and the time of each part."""
+    """List pushes, newest first: commit, delivery, build, image, run, release, and the time of each part."""
     if context.invoked_subcommand is None:
         _list(repo, limit, as_json)
 
@@ -94,6 +94,8 @@ def _row(push: Push) -> list[object]:
         built = f"{built}: {push.reason[:100]}"
     elif push.airflow not in {"", "told"}:
         built = f"{built}; Airflow: {push.airflow}"
+    if push.image:
+        built = f"{built}\n{push.image}"
     runs = [f"{run.pipeline} {run.verdict or run.state}\n{run.run_id}" for run in push.runs]
     values = (
         f"{push.repo}@{push.commit[:8]}",

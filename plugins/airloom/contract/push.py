@@ -71,6 +71,7 @@ class PushBuildEnd(PushEntry):
     Attributes:
         outcome: `found` is a build that was there already, `error` one that something else than the commit prevented.
         airflow: what came of telling Airflow.
+        image: what was built, where the installation builds images, as it can be pulled.
     """
 
     kind: ClassVar[str] = "end"
@@ -78,6 +79,7 @@ class PushBuildEnd(PushEntry):
     outcome: Outcome
     reason: str
     airflow: str = ""
+    image: str = ""
 
 
 class PushSeen(PushEntry):

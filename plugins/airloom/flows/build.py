@@ -79,7 +79,8 @@ def build(
             _report(hooks, pin, "error", f"could not be built: {error.message}", on_progress)
             entry.end("error", error.message)
             raise
-        entry.end("built" if record.created else "found", "", airflow=record.airflow)
+        image = record.image.pull_ref if record.image else ""
+        entry.end("built" if record.created else "found", "", airflow=record.airflow, image=image)
         return record
 
 

@@ -110,7 +110,7 @@ class BuildEntry:
             )
         )
 
-    def end(self, outcome: Outcome, reason: str, *, airflow: str = "") -> None:
+    def end(self, outcome: Outcome, reason: str, *, airflow: str = "", image: str = "") -> None:
         """Note the end. Nothing is noted of a build whose start could not be: the store is down."""
         if self._started is None:
             return
@@ -125,6 +125,7 @@ class BuildEntry:
                 outcome=outcome,
                 reason=reason[:REASON_CHARACTERS],
                 airflow=airflow,
+                image=image,
             )
         )
 

@@ -43,6 +43,7 @@ class Push(Frozen):
         asked_by: who wanted the first build: an event, the reconciler or a person.
         deliveries: of the events that told of it, oldest first; empty where all were lost.
         build: of the last one that ended otherwise than by finding an earlier one's result.
+        image: what the build made, where the installation builds images.
         airflow: what came of telling Airflow, see `BuildRecord`.
         waited_seconds: from the first delivery to the build's start.
         total_seconds: from the first thing known of the push to the end of its last run.
@@ -60,6 +61,7 @@ class Push(Frozen):
     build_started_at: datetime | None = None
     build_seconds: float | None = None
     builds: int = 0
+    image: str = ""
     airflow: str = ""
     runs: list[PushRun] = Field(default_factory=list)
     waited_seconds: float | None = None
@@ -167,6 +169,7 @@ def _push(entries: list[PushEntry], runs: list[PushRun]) -> Push:
         build_started_at=start.at if start else None,
         build_seconds=end.seconds if end else None,
         builds=len(starts),
+        image=next((entry.image for entry in reversed(ends) if entry.image), ""),
         airflow=told[-1] if told else "",
         runs=runs,
         waited_seconds=_between(deliveries[0].at, starts[0].at) if deliveries and starts else None,
