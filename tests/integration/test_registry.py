@@ -20,6 +20,7 @@ from tests.fixtures.image_registry import (  # noqa: F401
     basic,
     login_registry,
     login_settings,
+    tls_registry,
     token_issuer,
     token_registry,
 )
@@ -140,6 +141,17 @@ def test_tokens_without_a_login(token_registry: ImageRegistry, token_issuer: Tok
     client._tokens = {name: ("ended", float("inf")) for name in client._tokens}
     assert client.digest_of("public/base", "x") == digest
     assert len(token_issuer.asked) == before + 1
+
+
+def test_a_private_authority(tls_registry: tuple[ImageRegistry, str], login_settings: Settings) -> None:
+    registry, bundle = tls_registry
+    address = f"https://{registry.host}"
+    with pytest.raises(ServiceError, match="is not trusted") as caught:
+        Registry(login_settings, address).tags("airloom/one")
+    assert "AIRLOOM_CA_BUNDLE" in str(caught.value.hint)
+    trusting = login_settings.model_copy(update={"ca_bundle": bundle})
+    assert Registry(trusting, address).tags("airloom/one") == []
+    assert Registry(trusting, address).digest_of("airloom/one", "x") is None
 
 
 @pytest.fixture

@@ -187,14 +187,19 @@ class Registry:
             self._session = requests.Session()
             # Neither a proxy nor a .netrc of the environment is meant for this machine's own services.
             self._session.trust_env = urlsplit(self._base_url).scheme == "https"
-            if self._settings.ca_bundle:
-                self._session.verify = self._settings.ca_bundle
         user = self._settings.registry_user
         auth = (user, self._settings.secret("registry_password")) if login else _as_is
+        # With each request: the session's own would yield to REQUESTS_CA_BUNDLE.
+        verify = self._settings.ca_bundle or True
         try:
             return self._session.request(
-                method, url, headers=headers, auth=auth, params=parameters, timeout=_TIMEOUT_SECONDS
+                method, url, headers=headers, auth=auth, params=parameters, timeout=_TIMEOUT_SECONDS, verify=verify
             )
+        except requests.exceptions.SSLError as error:
+            raise ServiceError(
+                f"the certificate of the registry {self.host} is not trusted: {error}",
+                hint="name its authority's certificates in AIRLOOM_CA_BUNDLE; the engine wants them too",
+            ) from error
         except requests.RequestException as error:
             raise _AgainError(
                 f"the registry {self.host} does not answer: {error}", hint="does it run? see: airloom status"
