@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
+from typer.testing import CliRunner
 
 from airloom.contract.push import PushDelivery
 from airloom.embedded.delivery_log import DeliveryLog
@@ -178,3 +180,43 @@ def test_receipts_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for number in range(5):
         state.add_receipt(str(number))
     assert [row["value"] for row in state.receipts(10)] == ["2", "3", "4"]
+
+
+def command(bench: Bench, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    from airloom.cli.main import app
+
+    monkeypatch.setattr("airloom.hooks.connect.Hooks", lambda: bench.hooks)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_a_receiver_of_all_pushes_builds_those_that_change_a_stage(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jenkins runs this command for every push to main, and nothing else."""
+    sha = bench.commit(GOOD)
+    done = command(bench, monkeypatch, "build", f"{REPO}@{sha}", "--once", "--delivery", "d-1", "--pusher", "ada")
+    assert (done.exit_code, done.stdout) == (0, f"{REPO}@{sha}\n")
+    docs = bench.commit({"README.md": "hi"})
+    done = command(bench, monkeypatch, "build", f"{REPO}@{docs}", "--once", "--delivery", "d-2", "--pusher", "ada")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "nothing that a stage is made of has changed: not built" in done.stderr
+    newer, older = list_pushes(bench.hooks).pushes
+    assert (newer.commit, newer.deliveries, newer.builds) == (docs, ["d-2"], 0)
+    assert (older.commit, older.deliveries, older.builds, older.pusher) == (sha, ["d-1"], 1, "ada")
+    assert command(bench, monkeypatch, "build", f"{REPO}@{docs}").stdout == f"{REPO}@{docs}\n"  # a person's wish
+
+
+def test_the_list_is_a_table_or_json(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "No push is in the ledger" in command(bench, monkeypatch, "pushes").stdout
+    bad = bench.commit({**GOOD, "main.py": "[x ="})
+    write_entry(bench.hooks, delivery(bad, "11112222-3333", message="Break [it]"))
+    with pytest.raises(BuildFailedError):
+        bench.build(asked_by="push")
+    shown = command(bench, monkeypatch, "pushes", "--repo", REPO).stdout
+    for piece in (f"{REPO}@{bad[:8]}", "One", "ada", "11112222", "failed"):
+        assert piece in shown
+    (push,) = json.loads(command(bench, monkeypatch, "pushes", "--json").stdout)
+    assert (push["commit"], push["build"], push["deliveries"]) == (bad, "failed", ["11112222-3333"])
+    done = command(bench, monkeypatch, "pushes", "replay", "nothing")
+    assert done.exit_code == NotFoundError.exit_code
+    assert "no delivery 'nothing'" in done.stderr

@@ -44,6 +44,8 @@ def build(  # noqa: PLR0917 - typer's way to declare options
         decision = decide_commit(hooks, repo, rev or "main")
         if decision.changes_nothing:
             show(f"{target}: {decision.reason}: not built")
+            if as_json:
+                print_json(None)
             return
     record = run_build(
         hooks, repo, rev or "main", show, pusher=pusher, announce=not no_event, asked_by="push" if once else "person"
