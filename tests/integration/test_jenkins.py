@@ -19,9 +19,11 @@ from airloom.hooks.gitbucket import GitBucket
 from airloom.hooks.jenkins import hook_url
 from airloom.settings import Settings
 from airloom.stack.git_users import ensure_git_users
+from airloom.stack.jenkins import Job
 from tests.fixtures.git import StageRepoFixture, git, git_settings, gitbucket, stage_repo  # noqa: F401
 from tests.fixtures.gitbucket_server import GitBucketServer, Hook, gitbucket_server  # noqa: F401
 from tests.fixtures.jenkins_server import NO_JOBS, JenkinsServer, jenkins_server  # noqa: F401
+from tests.fixtures.recorded import REPO, SECRET, recorded
 from tests.fixtures.stage_repo import wait_until
 
 REPOS = ("de_datapreprocessing", "ds_mlmodeling", "ds_modelserving")
@@ -209,6 +211,37 @@ def test_an_event_without_its_header_starts_nothing(stack: Stack) -> None:
     assert stack.jenkins.started == []
     requests.post(url, data=body, headers={**headers, "X-Github-Event": "push"}, timeout=5)
     assert [started.job for started in stack.jenkins.started] == ["ds_mlmodeling"]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "starts"),
+    [
+        ("branch-created", 200, True),
+        ("branch-updated", 200, True),
+        ("two-commits", 200, True),
+        # Whether a stage's files have changed is for `airloom build --once` to say.
+        ("documentation", 200, True),
+        ("other-branch-created", 200, False),
+        ("other-branch-deleted", 200, False),
+        ("tag-created", 200, False),
+        ("tag-deleted", 200, False),
+        ("as-a-form", 403, False),
+    ],
+)
+def test_recorded_events(settings: Settings, name: str, status: int, starts: bool) -> None:
+    (settings.secrets_dir / "webhook_secret").write_text(SECRET)
+    server = JenkinsServer(settings, [Job(REPO, "airloom")])
+    try:
+        event = recorded(name)
+        url = hook_url(settings.model_copy(update={"jenkins_url": server.url}))
+        assert requests.post(url, data=event.body, headers=event.headers, timeout=5).status_code == status
+        assert len(server.started) == starts
+        if starts:
+            variables = server.started[0].variables
+            assert variables["push_after"] == json.loads(event.body)["after"]
+            assert variables["x_github_delivery"] == event.headers["X-Github-Delivery"]
+    finally:
+        server.close()
 
 
 # Airloom's own git server delivers to Jenkins as well
