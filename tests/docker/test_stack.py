@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from airloom.embedded.seed import digits
 from airloom.errors import ConfigError
 from airloom.stack.compose import compose_command
 
@@ -25,6 +27,7 @@ PORTS = (
     *("PROMETHEUS", "GRAFANA", "JUPYTER"),
 )
 PLATFORM = "airloom/platform:0.1.0"
+AIRLOOM = (sys.executable, "-c", "import sys; from airloom.cli.main import main; sys.argv[0] = 'airloom'; main()")
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -33,6 +36,7 @@ class Stack:
     """One installation with names and ports of its own."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         self.name = f"airloom-test-{os.getpid()}"
         chosen = dict(
             line.split("=", 1)
@@ -47,12 +51,14 @@ class Stack:
             **chosen,
             "AIRLOOM_HOME": str(home),
             "AIRLOOM_STACK": self.name,
+            # Runtimes are shared with other tests; wheels that this machine has need no index of PyTorch's.
+            "AIRLOOM_IMAGE_NAMESPACE": "airloom-test",
+            "AIRLOOM_TORCH_BACKEND": "" if os.environ.get("AIRLOOM_WHEELS") else "cpu",
             **{f"AIRLOOM_{name}_PORT": str(port) for name, port in self.ports.items()},
         }
 
     def airloom(self, *arguments: str) -> str:
-        program = "import sys; from airloom.cli.main import main; sys.argv[0] = 'airloom'; main()"
-        done = self.run([sys.executable, "-c", program, *arguments])
+        done = self.run([*AIRLOOM, *arguments])
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -94,7 +100,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     finally:
         command = [*compose_command(), "-p", found.name, "down", "--volumes", "--remove-orphans"]
         found.run(command)
-        for volume in found.things("volume"):
+        own = f"label=airloom.instance={found.name}"
+        for container in found.run(["docker", "ps", "-aq", "--filter", own]).stdout.split():
+            found.run(["docker", "rm", "-f", container])
+        journals = found.run(["docker", "volume", "ls", "-q", "--filter", own]).stdout.split()
+        for volume in [*found.things("volume"), *journals]:
             found.run(["docker", "volume", "rm", "--force", volume])
 
 
@@ -116,6 +126,42 @@ def test_a_second_up_changes_nothing(stack: Stack) -> None:
     assert "first time" not in said
 
 
+def test_pipeline_runs_and_its_release_answers(stack: Stack) -> None:
+    """From raw files to a receipt: every stage and the release in a container of its own."""
+    summary = json.loads(stack.airloom("run", "digits", "--json"))
+    assert (summary["state"], summary["verdict"]) == ("success", "promoted"), summary
+    _, picture = next(digits())
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{stack.ports['GATEWAY']}/digits/predict", data=picture, headers={"Content-Type": "image/png"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        predicted = json.load(answer)
+    assert predicted["release"] == "1.0.0"
+
+    deadline = time.monotonic() + 30
+    while True:
+        done = stack.run([*AIRLOOM, "receipt", predicted["id"], "--json"])
+        if not done.returncode or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)  # an answer reaches the prediction log a moment after its client
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads(done.stdout)
+    assert receipt["release"]["run_id"] == summary["run_id"]
+    assert receipt["release"]["image"]["tag"] == receipt["release"]["serving_commit"]
+
+    (container,) = stack.run(["docker", "ps", "-q", "--filter", f"label=airloom.instance={stack.name}"]).stdout.split()
+    facts = json.loads(stack.run(["docker", "inspect", container]).stdout)[0]
+    assert facts["Config"]["Labels"]["airloom.release"] == "1.0.0"
+    assert facts["Config"]["User"].startswith("10001")
+    assert facts["HostConfig"]["ReadonlyRootfs"]
+    assert not facts["HostConfig"]["PortBindings"], "only the gateway is reached from outside"
+    secrets = [path.read_text().strip() for path in (stack.home / "secrets").iterdir()]
+    assert not [secret for secret in secrets if len(secret) >= 16 and secret in json.dumps(facts)]
+
+    again = json.loads(stack.airloom("run", "digits", "--json"))
+    assert {t["cache"] for t in again["tasks"] if t["task"] in {"preprocess", "train"}} == {"hit"}
+
+
 def test_pages_are_seen_in_a_browser(stack: Stack) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
@@ -131,3 +177,5 @@ def test_down_keeps_the_data_and_nothing_else(stack: Stack) -> None:
     assert stack.things("container") == []
     assert stack.things("network") == []
     assert stack.things("volume")
+    own = f"label=airloom.instance={stack.name}"
+    assert stack.run(["docker", "ps", "-aq", "--filter", own]).stdout == ""

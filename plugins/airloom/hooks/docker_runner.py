@@ -26,6 +26,7 @@ from airloom.settings import Settings
 EXIT_FILE, STOP_FILE, COLLECTED_FILE = "container-exit.json", "container-stop", "collected"
 LOCK_FILE = "container.lock"
 INSTANCE_LABEL = "airloom.instance"
+WORKSPACE_LABEL = "airloom.workspace"
 _SIGNAL_BASE = 128
 _LOST_CODE = 255  # what the engine says of containers that it lost sight of
 POLL_SECONDS = 0.2
@@ -131,7 +132,7 @@ class DockerRunner:
             "airloom.run": job.run_id,
             "airloom.stage": job.stage.value,
             "airloom.key": job.key,
-            "airloom.workspace": str(workspace),
+            WORKSPACE_LABEL: str(workspace),
         }
         self._api.create_volume(name, labels=labels)
         self._create(job, name, labels)
@@ -249,10 +250,10 @@ def find_containers(settings: Settings) -> list[tuple[JobHandle, dict[str, str]]
     runner = DockerRunner(settings)
     label = f"{INSTANCE_LABEL}={settings.instance_id}"
     with engine_errors():
-        found = runner._api.containers(all=True, filters={"label": [label, "airloom.workspace"]})
+        found = runner._api.containers(all=True, filters={"label": [label, WORKSPACE_LABEL]})
         facts = [runner._facts_of(item["Id"]) for item in found]
     return [
-        (runner._handle(Path(item["Config"]["Labels"]["airloom.workspace"]), item), item["Config"]["Labels"])
+        (runner._handle(Path(item["Config"]["Labels"][WORKSPACE_LABEL]), item), item["Config"]["Labels"])
         for item in facts
         if item is not None
     ]

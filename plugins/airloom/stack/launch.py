@@ -101,7 +101,7 @@ def _write_stack_file(settings: Settings) -> None:
 def _end_own_containers(settings: Settings) -> None:
     """Stages and releases are no services of the compose files, but stand in their network."""
     from airloom.hooks.docker_engine import connect, engine_errors
-    from airloom.hooks.docker_runner import INSTANCE_LABEL
+    from airloom.hooks.docker_runner import INSTANCE_LABEL, WORKSPACE_LABEL
 
     with engine_errors():
         api = connect(settings)
@@ -109,6 +109,8 @@ def _end_own_containers(settings: Settings) -> None:
         for container in api.containers(all=True, filters={"label": label}):
             api.stop(container["Id"], timeout=40)
             api.remove_container(container["Id"], force=True)
+        for volume in api.volumes(filters={"label": [label, WORKSPACE_LABEL]})["Volumes"] or []:
+            api.remove_volume(volume["Name"])
 
 
 def is_up(settings: Settings) -> bool:
