@@ -98,11 +98,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         found.airloom("up")
         yield found
     finally:
-        command = [*compose_command(), "-p", found.name, "down", "--volumes", "--remove-orphans"]
-        found.run(command)
         own = f"label=airloom.instance={found.name}"
         for container in found.run(["docker", "ps", "-aq", "--filter", own]).stdout.split():
             found.run(["docker", "rm", "-f", container])
+        command = [*compose_command(), "-p", found.name, "down", "--volumes", "--remove-orphans"]
+        found.run(command)
         journals = found.run(["docker", "volume", "ls", "-q", "--filter", own]).stdout.split()
         for volume in [*found.things("volume"), *journals]:
             found.run(["docker", "volume", "rm", "--force", volume])
