@@ -162,6 +162,10 @@ def test_pipeline_runs_and_its_release_answers(stack: Stack) -> None:
     assert {t["cache"] for t in again["tasks"] if t["task"] in {"preprocess", "train"}} == {"hit"}
 
 
+def test_logs_are_those_of_the_containers(stack: Stack) -> None:
+    assert "gateway" in stack.airloom("logs", "gateway", "--lines", "5")
+
+
 def test_pages_are_seen_in_a_browser(stack: Stack) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
@@ -179,3 +183,12 @@ def test_down_keeps_the_data_and_nothing_else(stack: Stack) -> None:
     assert stack.things("volume")
     own = f"label=airloom.instance={stack.name}"
     assert stack.run(["docker", "ps", "-aq", "--filter", own]).stdout == ""
+
+
+def test_clean_removes_the_data_too(stack: Stack) -> None:
+    """The last test of this file: nothing of the stack is left on the machine."""
+    assert "are removed" in stack.airloom("clean", "--yes")
+    assert stack.things("volume") == []
+    own = f"label=airloom.instance={stack.name}"
+    assert stack.run(["docker", "volume", "ls", "-q", "--filter", own]).stdout == ""
+    assert not stack.home.exists()

@@ -203,14 +203,23 @@ def logs(
 ) -> None:
     """Show what services wrote."""
     from airloom.cli.platform_logs import show
+    from airloom.embedded.launch import is_running
     from airloom.settings import get_settings
+    from airloom.stack.launch import is_up
 
-    show(get_settings().log_dir, service, follow=follow, lines=lines)
+    settings = get_settings()
+    if not is_running(settings) and is_up(settings):
+        from airloom.stack.compose import Compose
+
+        Compose(settings).show_logs(service, follow=follow, lines=lines)
+        return
+    show(settings.log_dir, service, follow=follow, lines=lines)
 
 
 @reports_errors
 def clean(yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False) -> None:
-    """Remove all state of this installation: data, models, logs, secrets."""
+    """Remove all state of this installation: data, models, logs, secrets; the containers and volumes of its stack."""
+    from airloom.cli.stack import clean_stack
     from airloom.embedded.clean import remove_home, size_bytes
     from airloom.embedded.instance import is_locked
     from airloom.errors import PlatformError
@@ -218,6 +227,8 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False
 
     settings = get_settings()
     home = settings.home_dir
+    if clean_stack(settings, yes=yes):
+        say("the stack's containers, networks and volumes are removed")
     if not home.exists():
         say(f"there is nothing in {home}")
         return

@@ -82,6 +82,28 @@ def stop_stack(settings: Settings) -> None:
     say("the stack is down; its data stays in its volumes")
 
 
+def clean_stack(settings: Settings, *, yes: bool) -> bool:
+    """Remove the stack with its volumes, after asking; False where this installation has none.
+
+    Raises:
+        PlatformError: the engine or Compose failed.
+    """
+    from airloom.errors import AirloomError
+    from airloom.stack.launch import bring_down, volumes_of
+
+    try:
+        volumes = volumes_of(settings)
+    except AirloomError:  # no Docker here, so no stack
+        return False
+    if not volumes:
+        return False
+    if not yes:
+        names = ", ".join(volumes)
+        typer.confirm(f"Remove the stack {settings.stack} with all its data, in {names}?", abort=True)
+    bring_down(settings, volumes=True)
+    return True
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the app."""
     app.command()(doctor)

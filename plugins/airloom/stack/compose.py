@@ -116,6 +116,15 @@ class Compose:
         """Whether any container of the stack runs."""
         return any(state["State"] == "running" for state in self.states())
 
+    def show_logs(self, service: str | None, *, follow: bool, lines: int) -> None:
+        """Print what the containers of one service or of all wrote, and go on if wanted.
+
+        Raises:
+            PlatformError: there is no such service.
+        """
+        options = ["--tail", str(lines), *(["--follow"] if follow else [])]
+        self.run("logs", *options, *([service] if service else []), capture=False, timeout_seconds=7 * 86400)
+
     def published(self, service: str, port: int) -> str:
         """The address on this machine at which a service's port answers: `127.0.0.1:3306`."""
         return self.run("port", service, str(port)).strip()

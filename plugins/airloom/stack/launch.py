@@ -66,12 +66,19 @@ def bring_down(settings: Settings, *, volumes: bool = False) -> bool:
     Raises:
         PlatformError: Compose failed.
     """
+    from airloom.hooks.docker_engine import connect, engine_errors
+
     compose = Compose(settings)
     there = bool(compose.states())
     settings.stack_file.unlink(missing_ok=True)
     _end_own_containers(settings)
     # Every profile, so that nothing stays of one that has been switched off since.
     compose.run("--profile", "*", "down", "--remove-orphans", *(("--volumes",) if volumes else ()))
+    if volumes:
+        with engine_errors():
+            api = connect(settings)
+            for name in volumes_of(settings):  # the journals of releases, which are no volumes of the compose files
+                api.remove_volume(name)
     return there
 
 
@@ -111,6 +118,25 @@ def _end_own_containers(settings: Settings) -> None:
             api.remove_container(container["Id"], force=True)
         for volume in api.volumes(filters={"label": [label, WORKSPACE_LABEL]})["Volumes"] or []:
             api.remove_volume(volume["Name"])
+
+
+def volumes_of(settings: Settings) -> list[str]:
+    """The names of the volumes that hold the stack's data.
+
+    Raises:
+        UnavailableError: the engine does not answer.
+    """
+    from airloom.hooks.docker_engine import connect, engine_errors
+    from airloom.hooks.docker_runner import INSTANCE_LABEL
+
+    with engine_errors():
+        api = connect(settings)
+        names = {
+            volume["Name"]
+            for label in (f"com.docker.compose.project={settings.stack}", f"{INSTANCE_LABEL}={settings.stack}")
+            for volume in api.volumes(filters={"label": label})["Volumes"] or []
+        }
+    return sorted(names)
 
 
 def is_up(settings: Settings) -> bool:
