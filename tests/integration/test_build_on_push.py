@@ -20,7 +20,18 @@ from airloom.hooks.object_store import ObjectStore
 from airloom.settings import Settings
 from tests.conftest import make_settings
 from tests.fixtures.git import StageRepoFixture, git, git_settings, gitbucket, stage_repo  # noqa: F401
-from tests.fixtures.pushes import GOOD, MAIN, STAGES, AirflowDouble, airflow, deliveries, hooked, status, wait_for  # noqa: F401
+from tests.fixtures.pushes import (  # noqa: F401
+    GOOD,
+    MAIN,
+    STAGES,
+    AirflowDouble,
+    airflow,
+    builds_of,
+    deliveries,
+    hooked,
+    status,
+    wait_for,
+)
 from tests.fixtures.s3 import s3_store  # noqa: F401
 from tests.fixtures.services import running
 
@@ -133,18 +144,6 @@ def test_a_build_that_was_killed_with_the_server_is_taken_up(
     with running(git_server.service(own), own.log_dir):
         wait_for(lambda: find_build(hooks, "slow", sha), "record")
         wait_for(lambda: status(repo, sha)[0] == "success", "success")
-
-
-def builds_of(sha: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if sha.encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
 
 
 def test_a_dependency_that_does_not_exist_fails_the_command(hooked: StageRepoFixture) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
+import signal
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,7 +27,17 @@ from airloom.hooks.object_store import ObjectStore
 from airloom.settings import Settings
 from tests.conftest import make_settings
 from tests.fixtures.git import StageRepoFixture, git, git_settings, gitbucket, stage_repo  # noqa: F401
-from tests.fixtures.pushes import GOOD, MAIN, AirflowDouble, airflow, deliveries, hooked, status, wait_for  # noqa: F401
+from tests.fixtures.pushes import (  # noqa: F401
+    GOOD,
+    MAIN,
+    AirflowDouble,
+    airflow,
+    builds_of,
+    deliveries,
+    hooked,
+    status,
+    wait_for,
+)
 from tests.fixtures.recorded import REPO, SECRET, TAG, Recorded, make_history, recorded
 from tests.fixtures.s3 import make_buckets, s3_store  # noqa: F401
 from tests.fixtures.services import running
@@ -207,6 +219,30 @@ def test_the_reconciler_finds_what_was_lost(unhooked: StageRepoFixture, airflow:
     idle(unhooked.settings)
     (push,) = pushes(unhooked).values()
     assert (push.asked_by, push.build, push.deliveries) == ("reconciler", "built", [f"delivery-of-{sha[:8]}"])
+
+
+def test_a_build_that_is_killed_after_it_has_told_starts_nothing_twice(
+    unhooked: StageRepoFixture, airflow: AirflowDouble
+) -> None:
+    sha = unhooked.commit_files("Start", GOOD)
+    unhooked.push()
+    airflow.gate.clear()
+    try:
+        deliver(unhooked, sha)
+        wait_for(lambda: told(airflow, unhooked), "event")
+        (pid,) = builds_of(sha)
+        os.killpg(pid, signal.SIGKILL)
+    finally:
+        airflow.gate.set()
+    idle(unhooked.settings)
+    hooks = Hooks(unhooked.settings)
+    record = find_build(hooks, unhooked.name, sha)
+    assert record is not None
+    assert (record.announced, record.airflow) == (False, "due")
+    assert pushes(unhooked)[sha].build == "running or killed"
+    (action,) = reconcile(hooks, repos=[unhooked.name], grace=timedelta(0))
+    assert (action.commit, action.did) == (sha, "told")
+    assert told(airflow, unhooked) == [sha]
 
 
 def test_five_hundred_data_versions_start_no_build(hooked: StageRepoFixture, airflow: AirflowDouble) -> None:
