@@ -17,6 +17,7 @@ import pytest
 
 from airloom.contract import DataCard, DataVersion, sha256_tree
 from airloom.contract.card import REJECTED_FILE
+from airloom.contract.plan import safe_run_id
 from airloom.flows.deployments import TOLERANCE, reference_rows
 from airloom.flows.gate import split_metrics
 from airloom.flows.release import release_of, releases
@@ -280,3 +281,12 @@ def test_too_many_bad_files_end_the_run_and_change_nothing(
     assert not {"success", "failed"} & {states[task] for task in ("version", "train", "deploy")}
     assert (tags(platform), model_versions(platform), numbers(platform), platform.deployed()) == before
     assert predicted(platform)["release"] == before[3]
+
+
+def test_room_of_ended_runs_is_named_and_left_alone_until_asked(platform: Platform) -> None:
+    said = json.loads(platform.airloom("gc", "--keep-days", "0", "--dry-run", "--json").stdout)
+    folder = safe_run_id(platform.first["run_id"])
+    assert folder in {item["run"] for item in said["removed"]}
+    assert (platform.settings.workspaces_dir / "digits" / folder).is_dir()
+    # What was written within the days to keep stays.
+    assert json.loads(platform.airloom("gc", "--json").stdout)["removed"] == []

@@ -10,7 +10,19 @@ import importlib
 
 import typer
 
-COMMAND_MODULES = ("platform", "stack", "build", "pushes", "images", "runs", "lineage", "receipts", "config", "demo")
+COMMAND_MODULES = (
+    "platform",
+    "stack",
+    "build",
+    "pushes",
+    "images",
+    "runs",
+    "lineage",
+    "receipts",
+    "config",
+    "gc",
+    "demo",
+)
 
 app = typer.Typer(
     name="airloom",

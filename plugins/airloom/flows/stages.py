@@ -133,7 +133,7 @@ def run_stage(
             free = shutil.disk_usage(hooks.settings.home_dir).free
             raise StorageFullError(
                 f"no room for the files of stage {stage.value} in {work.workspace} ({free / 2**20:.0f} MiB free)",
-                hint=f"free disk space, or delete old runs below {hooks.settings.workspaces_dir}",
+                hint="free disk space; `airloom gc` removes the workspaces of ended runs",
             ) from error
         raise
 

@@ -79,6 +79,16 @@ class AirflowApi:
         path = f"dags/{_part(dag_id)}/dagRuns"
         return list(self._call("GET", path, params={"limit": limit, "order_by": "-run_after"})["dag_runs"])
 
+    def live_runs(self) -> set[tuple[str, str]]:
+        """DAG and id of every run that is queued or running."""
+        found: set[tuple[str, str]] = set()
+        while True:
+            params = {"state": ["queued", "running"], "limit": 100, "offset": len(found), "order_by": "id"}
+            page = self._call("GET", "dags/~/dagRuns", params=params)["dag_runs"]
+            found |= {(str(run["dag_id"]), str(run["dag_run_id"])) for run in page}
+            if len(page) < 100:
+                return found
+
     def wait(
         self,
         dag_id: str,
