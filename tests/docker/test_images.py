@@ -15,6 +15,7 @@ from airloom.contract import CodePin
 from airloom.errors import BuildFailedError, ConfigError, UnavailableError
 from airloom.flows import images
 from airloom.flows.mirror import external_images, mirror, mirrored_name
+from airloom.hooks.image_builder import ImageBuilder
 from airloom.settings import Settings
 from tests.conftest import make_settings
 from tests.fixtures.stage_image import BASE
@@ -93,6 +94,26 @@ def test_what_is_wrong_is_said(here: Settings, checkout: Path, file: str, conten
     with pytest.raises(BuildFailedError, match=said) as caught:
         build(here, checkout)
     assert "some_repo@01234567" in caught.value.message
+
+
+def test_a_command_runs_in_an_image(here: Settings, checkout: Path) -> None:
+    (checkout / "say.py").write_text("import os; print(os.getuid(), os.listdir('.')); raise SystemExit(3)\n")
+    builder = ImageBuilder(here)
+    code, output = builder.run(BASE, checkout, ["python3", "say.py"], limit_seconds=60)
+    assert code == 3
+    assert output.startswith("10001 ")
+    assert "stages.yaml" in output
+    (checkout / "say.py").write_text("import time; time.sleep(60)\n")
+    assert builder.run(BASE, checkout, ["python3", "say.py"], limit_seconds=1)[0] is None
+
+
+def test_what_a_check_refuses_is_not_pushed(here: Settings, checkout: Path) -> None:
+    def refuse(image: str) -> None:
+        raise BuildFailedError(f"{image[:7]} will not do")
+
+    away = here.model_copy(update={"registry": ""})
+    with pytest.raises(BuildFailedError, match="sha256: will not do"):
+        images.build_stage_image(away, PIN, checkout, lambda line: None, refuse)
 
 
 def test_engine_that_is_down_is_no_fault_of_the_commit(tmp_path: Path, checkout: Path) -> None:

@@ -218,9 +218,10 @@ def end_of(platform: Platform, run_id: str) -> dict[str, dict[str, Any]]:
 
 
 def running_stage(platform: Platform, run_id: str, stage: str) -> str:
-    labels = (f"airloom.run={run_id}", f"airloom.stage={stage}")
-    found: list[str] = platform.wait_for(f"the container of {stage}", lambda: containers(platform, *labels), 120)
-    return found[0]
+    """The stage's container, which has started: one that was only made is no work that anybody could take over."""
+    own = f"label=airloom.instance={platform.settings.instance_id}"
+    filters = ("--filter", own, "--filter", f"label=airloom.run={run_id}", "--filter", f"label=airloom.stage={stage}")
+    return str(platform.wait_for(f"the container of {stage}", lambda: docker("ps", "-q", "--no-trunc", *filters), 120))
 
 
 def test_killed_worker_leaves_its_container_to_the_next_try(platform: Platform, contained: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,24 @@ def test_a_good_commit_is_recorded_told_and_not_built_again(bench: Bench) -> Non
     assert (again.created, again.built_at) == (False, record.built_at)
     assert "was built already" in bench.lines[-1]
     assert bench.airflow.create_asset_event.call_count == 1
+
+
+def test_a_failing_test_keeps_a_commit_from_being_used(bench: Bench) -> None:
+    stages = "tests: [tests]\n" + GOOD["stages.yaml"]
+    wrong = {**GOOD, "stages.yaml": stages, "tests/test_sums.py": "def test_sum():\n    assert 1 + 1 == 3\n"}
+    bench.commit(wrong)
+    with pytest.raises(BuildFailedError, match=r"its tests failed: .*test_sums\.py"):
+        bench.build()
+    assert bench.statuses[-1][0] == "failure"
+    bench.airflow.create_asset_event.assert_not_called()
+    sha = bench.commit({**wrong, "tests/test_sums.py": "def test_sum():\n    assert 1 + 1 == 2\n"})
+    assert bench.build().commit == sha
+
+
+def test_tests_that_are_not_there_are_named(bench: Bench) -> None:
+    bench.commit({**GOOD, "stages.yaml": "tests: [nowhere]\n" + GOOD["stages.yaml"]})
+    with pytest.raises(BuildFailedError, match="nowhere"):
+        bench.build()
 
 
 def test_another_environment_builds_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +244,10 @@ def test_an_entry_point_that_hangs_is_ended(bench: Bench, monkeypatch: pytest.Mo
     with pytest.raises(BuildFailedError, match="did not end within 2 s"):
         bench.build()
     stat = Path(f"/proc/{int(marker.read_text())}/stat")
-    assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] in {"Z", "X"}
+    deadline = time.monotonic() + 10
+    while stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}:
+        assert time.monotonic() < deadline, "what the entry point started lives on"
+        time.sleep(0.02)
 
 
 def test_stage_code_sees_nothing_of_the_platforms_environment(

@@ -23,6 +23,7 @@ from airloom.errors import AirloomError, BuildFailedError, ContractError, NotFou
 from airloom.flows.checkout import ensure_checkout
 from airloom.flows.push_entry import BuildEntry
 from airloom.hooks.connect import Hooks
+from airloom.settings import Settings
 from airloom.spec.stage_repo import StageRepo
 
 __all__ = ["build", "built_commits", "ensure_checkout", "find_build", "find_failure"]
@@ -31,6 +32,7 @@ STATUS_CONTEXT = "airloom/build"
 LINT_RULES = "E9,F63,F7,F82"  # what cannot run: syntax, undefined names, comparisons that are always one way
 _LINT_SECONDS = 60.0
 _ENTRY_SECONDS = 90.0
+_TEST_SECONDS = 300.0
 _SHOWN_CHARACTERS = 600
 
 Progress = Callable[[str], None]
@@ -184,7 +186,15 @@ def _make(hooks: Hooks, pin: CodePin, environment: str, on_progress: Progress, p
     stages = StageRepo.load(folder)
     image = None
     if images.makes_images(hooks.settings):
-        image = images.build_stage_image(hooks.settings, pin, folder, on_progress)
+
+        def check(built: str) -> None:
+            on_progress(f"{what}: testing")
+            _test(hooks.settings, what, folder, stages.tests, built)
+
+        image = images.build_stage_image(hooks.settings, pin, folder, on_progress, check)
+    else:
+        on_progress(f"{what}: testing")
+        _test(hooks.settings, what, folder, stages.tests)
     record = BuildRecord(
         repo=pin.repo,
         commit=pin.commit,
@@ -228,6 +238,27 @@ def _load_entry_point(what: str, folder: Path) -> None:
     if code != 0:
         last = [line for line in output.splitlines() if line.strip()][-4:]
         raise BuildFailedError(f"{what}: `python main.py --help` ended with {code}: {_shortened(last)}")
+
+
+def _test(settings: Settings, what: str, folder: Path, tests: list[str], image: str | None = None) -> None:
+    """Raises BuildFailedError when a test fails: in the image where there is one, else with this Python's packages."""
+    if not tests:
+        return
+    arguments = ["-m", "pytest", "-q", "-x", "--tb=line", "-p", "no:cacheprovider", *tests]
+    if image is None:
+        code, output = _run([sys.executable, *arguments], folder, _TEST_SECONDS)
+    else:
+        from airloom.hooks.image_builder import ImageBuilder
+
+        command = ["python", *arguments]
+        code, output = ImageBuilder(settings).run(image, folder, command, limit_seconds=_TEST_SECONDS)
+    if code is None:
+        raise BuildFailedError(
+            f"{what}: its tests did not end within {_TEST_SECONDS:.0f} s", hint="name quick ones in stages.yaml: tests"
+        )
+    if code != 0:
+        last = [line for line in output.splitlines() if line.strip()][-4:]
+        raise BuildFailedError(f"{what}: its tests failed: {_shortened(last)}")
 
 
 def _run(command: Sequence[str], folder: Path, limit_seconds: float) -> tuple[int | None, str]:

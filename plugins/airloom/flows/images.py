@@ -101,10 +101,17 @@ def ensure_runtime(settings: Settings, runtime: str, on_progress: Progress, *, r
     return reference
 
 
-def build_stage_image(settings: Settings, pin: CodePin, checkout: Path, on_progress: Progress) -> ImageRef:
+def build_stage_image(
+    settings: Settings,
+    pin: CodePin,
+    checkout: Path,
+    on_progress: Progress,
+    check: Callable[[str], None] = lambda image: None,
+) -> ImageRef:
     """Build the image of a commit and push it where the installation has a registry.
 
-    Built before for the same runtime, it is not built again.
+    Args:
+        check: gets the image's id before it is pushed; what it raises keeps it from being so.
 
     Raises:
         BuildFailedError: the repo names no runtime or has no Dockerfile, or the build failed; says why.
@@ -137,6 +144,7 @@ def build_stage_image(settings: Settings, pin: CodePin, checkout: Path, on_progr
         )
     except BuildFailedError as error:
         raise BuildFailedError(f"{what}: {error.message}", hint=error.hint) from error
+    check(image)
     facts = builder.find(image) or {}
     if settings.registry:
         on_progress(f"{what}: pushing {name}:{tag}")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import textwrap
 from collections.abc import Callable, Mapping
@@ -85,6 +86,46 @@ class ImageBuilder:
         if not digest:
             raise UnavailableError(f"the push of {name}:{tag} ended without the registry's digest")
         return digest
+
+    def run(self, image: str, folder: Path, command: list[str], *, limit_seconds: float) -> tuple[int | None, str]:
+        """Run a command of an image in a copy of a folder, without network; exit code (None: too late) and output."""
+        import requests
+
+        from airloom.hooks import docker_files
+
+        def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
+            info.uid = info.gid = docker_files.USER
+            info.mode |= 0o700 if info.isdir() else 0o400
+            return info
+
+        with engine_errors():
+            host = self._api.create_host_config(network_mode="none", init=True, cap_drop=["ALL"], pids_limit=1024)
+            variables = {"HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}  # noqa: S108 - the container's own
+            made = self._api.create_container(
+                image,
+                entrypoint=command[:1],
+                command=command[1:],
+                working_dir="/checks",
+                user=f"{docker_files.USER}:{docker_files.USER}",
+                environment=variables,
+                host_config=host,
+            )["Id"]
+            try:
+                with tempfile.TemporaryFile() as file:
+                    with tarfile.open(fileobj=file, mode="w") as archive:
+                        archive.add(folder, "checks", filter=owned)
+                    file.seek(0)
+                    self._api.put_archive(made, "/", file)
+                self._api.start(made)
+                code: int | None
+                try:
+                    code = int(self._api.wait(made, timeout=limit_seconds)["StatusCode"])
+                except requests.RequestException:
+                    code = None
+                output = self._api.logs(made, tail=200).decode(errors="replace")
+            finally:
+                self._api.remove_container(made, force=True)
+        return code, output
 
     def find(self, reference: str) -> dict[str, Any] | None:
         """What the engine knows of an image, if it has it."""

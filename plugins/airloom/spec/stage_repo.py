@@ -29,9 +29,11 @@ class StageRepo(Frozen):
 
     Attributes:
         runtime: what the repo's Dockerfile builds from; needed only where images are built.
+        tests: what a build runs with pytest before it takes a commit: files or folders, quick ones.
     """
 
     runtime: Runtime | None = None
+    tests: list[str] = Field(default_factory=list)
     stages: dict[Stage, StageSource]
 
     @classmethod
@@ -54,6 +56,9 @@ class StageRepo(Frozen):
             for name in source.paths:
                 if not (checkout / name).exists():
                     raise ConfigError(f"{path}: stages.{stage.value}.paths: {name!r} is not in the repo")
+        for name in repo.tests:
+            if not (checkout / name).exists():
+                raise ConfigError(f"{path}: tests: {name!r} is not in the repo")
         return repo
 
     def code_digest(self, checkout: Path, stage: Stage) -> str:
