@@ -89,7 +89,7 @@ test-docker: install ## images, containers and the stack; needs a Docker engine,
 # Each file has a platform of its own.
 test-e2e: install ## the whole platform: a first run to a reproduced one, pushes, and kills
 	$(PYTEST) tests/e2e/test_pipeline.py tests/e2e/test_monitoring.py
-	$(PYTEST) tests/e2e/test_push.py tests/e2e/test_reconcile.py
+	$(PYTEST) tests/e2e/test_push.py tests/e2e/test_reconcile.py tests/e2e/test_own_repo.py
 	$(PYTEST) tests/e2e/test_kills.py
 	$(PYTEST) tests/e2e/test_docker.py
 

@@ -16,6 +16,7 @@ COMMAND_MODULES = (
     "build",
     "pushes",
     "images",
+    "repos",
     "runs",
     "lineage",
     "receipts",

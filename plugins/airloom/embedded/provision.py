@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from airloom.errors import NotFoundError, ServiceError
+from airloom.errors import ConfigError, NotFoundError, ServiceError
 from airloom.hooks.connect import Hooks
 
 # Called with the name of a step and how far it is; several threads call it.
@@ -81,6 +81,28 @@ def _repositories(hooks: Hooks, on_progress: OnProgress) -> None:
         ensure_receiver(hooks, repo)
     names = ", ".join(folder.name for folder in folders) or "none in gitbucket_repos"
     on_progress("repositories", f"done: {names}" + (f" ({len(pushed)} pushed for the first time)" if pushed else ""))
+
+
+def add_repo(hooks: Hooks, name: str) -> None:
+    """Make an empty stage repo whose pushes are built; one that is there keeps what it holds.
+
+    Raises:
+        ConfigError: that is no name for a stage repo.
+        ServiceError: the git server refused or did not answer.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from airloom.spec.pipeline import RepoName
+
+    try:
+        TypeAdapter(RepoName).validate_python(name)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{name!r} is no name for a stage repo",
+            hint="a lower-case letter, then lower-case letters, digits, '_', '-' and '.'; 100 at most",
+        ) from error
+    hooks.gitbucket.ensure_repo(name)
+    ensure_receiver(hooks, name)
 
 
 def ensure_receiver(hooks: Hooks, repo: str) -> None:

@@ -157,6 +157,18 @@ def _provision(arguments: list[str]) -> None:
     provision_stack(settings, show, before_airflow="--before-airflow" in arguments)
 
 
+def _add_repo(arguments: list[str]) -> None:
+    """From inside, where the git server's hooks find whoever builds."""
+    from airloom.embedded.provision import add_repo
+    from airloom.errors import AirloomError
+    from airloom.hooks.connect import Hooks
+
+    try:
+        add_repo(Hooks(get_settings()), arguments[0])
+    except AirloomError as error:
+        raise SystemExit(f"airloom: {error}") from error
+
+
 def _healthy(arguments: list[str]) -> None:
     """Exit 0 when an address answers with 200."""
     import urllib.request
@@ -184,6 +196,7 @@ _PARTS: dict[str, Callable[[list[str]], None]] = {
     "gateway": _gateway,
     "forge": _forge,
     "provision": _provision,
+    "add-repo": _add_repo,
     "healthy": _healthy,
     "beats": _beats,
 }

@@ -50,9 +50,7 @@ def provision(settings: Settings, on_progress: OnProgress) -> None:
 def _provision(compose: Compose, on_progress: OnProgress, *arguments: str) -> None:
     step = "git users and DAGs" if arguments else "provisioning"
     on_progress(step, "working")
-    # Where there is Jenkins it builds, and push events go there.
-    jenkins = ("--env", f"AIRLOOM_JENKINS_URL={JENKINS_URL}") if "jenkins" in compose.config()["services"] else ()
-    said = compose.run("run", "--rm", "--no-deps", "--quiet-pull", *jenkins, "provision", "provision", *arguments)
+    said = _inside(compose, "provision", *arguments)
     for line in said.splitlines():
         name, separator, state = line.partition(": ")
         if separator:
@@ -80,6 +78,22 @@ def bring_down(settings: Settings, *, volumes: bool = False) -> bool:
             for name in volumes_of(settings):  # the journals of releases, which are no volumes of the compose files
                 api.remove_volume(name)
     return there
+
+
+def add_repo(settings: Settings, name: str) -> None:
+    """Make an empty stage repo in a running stack.
+
+    Raises:
+        PlatformError: that is no name for one, or the git server refused.
+    """
+    _inside(Compose(settings), "add-repo", name)
+
+
+def _inside(compose: Compose, *arguments: str) -> str:
+    """What a command of the platform's container says that runs in the stack's network."""
+    # Where there is Jenkins it builds, and push events go there.
+    jenkins = ("--env", f"AIRLOOM_JENKINS_URL={JENKINS_URL}") if "jenkins" in compose.config()["services"] else ()
+    return compose.run("run", "--rm", "--no-deps", "--quiet-pull", *jenkins, "provision", *arguments)
 
 
 def _runtimes(settings: Settings, on_progress: OnProgress) -> None:
