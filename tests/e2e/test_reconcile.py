@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from airloom.embedded import builder
-from airloom.flows.commit_report import DATA, GATE, RELEASE
 from tests.e2e.conftest import Platform
 from tests.e2e.test_push import run_of_push
+
+DATA, GATE, RELEASE = (f"airloom/{kind}/digits" for kind in ("data", "gate", "release"))
 
 
 @pytest.fixture

@@ -11,9 +11,6 @@ import pytest
 from airloom.contract import CodePin, GateDecision, Release, RunPlan, Stage, Verdict, VerifyReport
 from airloom.errors import UnavailableError
 from airloom.flows.commit_report import (
-    DATA,
-    GATE,
-    RELEASE,
     report_failed_release,
     report_result,
     report_verified,
@@ -105,12 +102,18 @@ def test_a_promoted_candidate_is_told_of_up_to_its_release(bench: Bench) -> None
         report_result(bench.hooks, bench.plan, bench.release())
     found = bench.statuses()
     version = make_data_version()
-    assert found[DATA] == ("success", f"{version.tag}: {version.files} files, {version.size_bytes:,} bytes")
-    assert found[GATE] == ("success", f"digits: model 7 promoted: {'; '.join(REASONS)}")
-    assert found[RELEASE] == ("pending", "release 1.0.3 of digits was made; it is being deployed")
+    assert found["airloom/data/digits"] == (
+        "success",
+        f"{version.tag}: {version.files} files, {version.size_bytes:,} bytes",
+    )
+    assert found["airloom/gate/digits"] == ("success", f"digits: model 7 promoted: {'; '.join(REASONS)}")
+    assert found["airloom/release/digits"] == ("pending", "release 1.0.3 of digits was made; it is being deployed")
     for _ in range(2):
         bench.verified()
-    assert bench.statuses()[RELEASE] == ("success", "release 1.0.3 of digits answers: model 7, accuracy 0.97")
+    assert bench.statuses()["airloom/release/digits"] == (
+        "success",
+        "release 1.0.3 of digits answers: model 7, accuracy 0.97",
+    )
     (release,) = bench.hooks.gitbucket.releases(bench.repo.name)
     assert (release["tag_name"], release["name"]) == ("release/digits/1.0.3", "digits 1.0.3")
     for piece in ("| accuracy | 0.97 | 0.98 |", REASONS[0], bench.commit[:12], version.tag, bench.plan.run_id):
@@ -120,7 +123,7 @@ def test_a_promoted_candidate_is_told_of_up_to_its_release(bench: Bench) -> None
 
 def test_a_rejected_candidate_says_why_on_its_commit(bench: Bench) -> None:
     report_result(bench.hooks, bench.plan, bench.decision(Verdict.REJECTED))
-    state, text = bench.statuses()[GATE]
+    state, text = bench.statuses()["airloom/gate/digits"]
     assert (state, text) == ("failure", f"digits: model 7 rejected: {REASONS[1]}; {REASONS[0]}")
     (row,) = bench.hooks.gitbucket.statuses(bench.repo.name, bench.commit)
     assert row["target_url"].endswith("/dags/digits/runs/manual__2026-11-21T10%3A00%3A00%2B00%3A00")
@@ -129,12 +132,18 @@ def test_a_rejected_candidate_says_why_on_its_commit(bench: Bench) -> None:
 def test_a_release_that_was_undone_says_why(bench: Bench) -> None:
     report_result(bench.hooks, bench.plan, bench.release())
     report_failed_release(bench.hooks, bench.plan, bench.release(), "release 1.0.3 was rolled back: 500")
-    assert bench.statuses()[RELEASE] == ("failure", "release 1.0.3 of digits: release 1.0.3 was rolled back: 500")
+    assert bench.statuses()["airloom/release/digits"] == (
+        "failure",
+        "release 1.0.3 of digits: release 1.0.3 was rolled back: 500",
+    )
 
 
 def test_a_release_that_a_later_one_has_replaced(bench: Bench) -> None:
     bench.verified(superseded_by="1.0.4")
-    assert bench.statuses()[RELEASE] == ("success", "release 1.0.3 of digits was deployed; 1.0.4 answers by now")
+    assert bench.statuses()["airloom/release/digits"] == (
+        "success",
+        "release 1.0.3 of digits was deployed; 1.0.4 answers by now",
+    )
 
 
 def test_the_gate_says_nothing_on_the_serving_code(bench: Bench) -> None:
@@ -142,7 +151,7 @@ def test_the_gate_says_nothing_on_the_serving_code(bench: Bench) -> None:
     stages = {**bench.plan.stages, Stage.SERVE: bench.plan.stages[Stage.SERVE].model_copy(update={"repo": "none"})}
     plan = bench.plan.model_copy(update={"code": {**bench.plan.code, "none": serving}, "stages": stages})
     report_result(bench.hooks, plan, bench.decision(Verdict.PROMOTED))
-    assert set(bench.statuses()) == {GATE}
+    assert set(bench.statuses()) == {"airloom/gate/digits"}
 
 
 def test_without_a_git_server_a_run_goes_on(

@@ -17,6 +17,7 @@ from airloom.hooks.gitbucket import StatusState
 
 log = logging.getLogger(__name__)
 
+# Followed by the pipeline's name, since several may use one commit.
 DATA, GATE, RELEASE = "airloom/data", "airloom/gate", "airloom/release"
 # A name of its own: what begins with the pipeline's are version tags.
 RELEASE_TAG = "release/{pipeline}/{version}"
@@ -70,6 +71,11 @@ def report_failed_release(hooks: Hooks, plan: RunPlan, release: Release, reason:
     _set(hooks, plan, tuple(plan.stages), (RELEASE, "failure", text))
 
 
+def context_of(kind: str, pipeline: str) -> str:
+    """What the status of a kind is called for a pipeline: `airloom/gate/digits`."""
+    return f"{kind}/{pipeline}"
+
+
 def model_card(plan: RunPlan, *, release: Release, decision: GateDecision, data_version: DataVersion) -> str:
     """What a model is, was made of and was held against, as Markdown."""
     champion = decision.champion_metrics or {}
@@ -117,7 +123,12 @@ def _set(
     try:
         for pin in pins.values():
             hooks.gitbucket.set_status(
-                pin.repo, pin.commit, state=state, context=context, description=text, target_url=url or run
+                pin.repo,
+                pin.commit,
+                state=state,
+                context=context_of(context, plan.pipeline),
+                description=text,
+                target_url=url or run,
             )
     except AirloomError as error:
         log.warning("the status %s could not be set: %s", context, error.message)
