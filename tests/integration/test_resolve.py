@@ -242,7 +242,8 @@ def test_another_environment_than_then_is_told(project: Project) -> None:
     uri = plan_uri(project.hooks, other)
     project.store.put_json(*project.store.split_uri(uri), other.model_dump(mode="json"))
     again = project.resolve("again", reproduce=project.tag("elsewhere", json.dumps({"plan": uri})))
-    assert "the environment differs from then (000000000000" in again.trigger.detail
+    names = ", ".join(stage.value for stage in again.stages)
+    assert f"the environment of {names} differs from then (000000000000" in again.trigger.detail
     assert {pin.environment for pin in again.stages.values()} == {environment_digest()}
 
 
@@ -279,7 +280,7 @@ def test_containers_run_the_image_of_the_commits_build(project: Project) -> None
     project.hooks.settings = settings
     with pytest.raises(NotFoundError, match=f"no image of {project.repo.name}@{project.first[:8]}") as raised:
         project.resolve()
-    assert "runner 'process'" in str(raised.value.hint)
+    assert f"airloom build {project.repo.name}@{project.first[:8]}" in str(raised.value.hint)
     image = ImageRef(
         name=f"airloom/{project.repo.name}", tag=project.first, digest=f"sha256:{'1' * 64}", pushed=False, runtime="r1"
     )
@@ -294,9 +295,22 @@ def test_containers_run_the_image_of_the_commits_build(project: Project) -> None
     train, serve = plan.stages[Stage.TRAIN], plan.stages[Stage.SERVE]
     assert (train.image, train.environment) == (image, "r1")
     assert (serve.image, serve.environment) == (None, environment_digest())
+    # Releases answer from containers where the deployment's target says so.
+    project.hooks.settings = settings.model_copy(update={"deploy_target": "docker"})
+    assert project.resolve("served").stages[Stage.SERVE].image == image
 
 
 def test_a_runner_that_there_is_not_is_named(project: Project) -> None:
     project.hooks.settings = project.hooks.settings.model_copy(update={"runner": "podman"})
     with pytest.raises(ConfigError, match="AIRLOOM_RUNNER is 'podman'"):
+        project.resolve()
+
+
+def test_a_target_that_there_is_not_or_does_not_go_with_the_runner_is_named(project: Project) -> None:
+    settings = project.hooks.settings
+    project.hooks.settings = settings.model_copy(update={"deploy_target": "nomad"})
+    with pytest.raises(ConfigError, match="AIRLOOM_DEPLOY_TARGET is 'nomad'"):
+        project.resolve()
+    project.hooks.settings = settings.model_copy(update={"runner": "process", "deploy_target": "docker"})
+    with pytest.raises(ConfigError, match="needs images"):
         project.resolve()

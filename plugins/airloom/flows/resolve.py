@@ -309,15 +309,17 @@ def _detail_of_reproduction(
     """The trigger's detail, and a warning where the packages are not those of then."""
     parts = [trigger.detail] if trigger.detail else []
     parts.append(f"reproduces {params.reproduce} of run {earlier.run_id}")
+    differ: dict[tuple[str, str], list[str]] = {}
     for stage, pin in stages.items():
         then = earlier.stages[stage].environment if stage in earlier.stages else pin.environment
         if then != pin.environment:
-            warning = (
-                f"the environment of {stage.value} differs from then ({then[:12]}, now {pin.environment[:12]}): "
-                "results may differ"
-            )
-            log.warning("%s", warning)
-            parts.append(warning)
+            differ.setdefault((then, pin.environment), []).append(stage.value)
+    for (then, now), names in differ.items():
+        warning = (
+            f"the environment of {', '.join(names)} differs from then ({then[:12]}, now {now[:12]}): results may differ"
+        )
+        log.warning("%s", warning)
+        parts.append(warning)
     return "; ".join(parts)
 
 
