@@ -28,7 +28,8 @@ class Engine:
         self.host = f"unix://{folder}/docker.sock"
         self._log = folder / "dockerd.log"
         self._command = [
-            *("dockerd", "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
+            # In a network of its own: an engine without a bridge removes the one that it finds, which is another's.
+            *("unshare", "--net", "dockerd", "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
             *("--pidfile", str(folder / "pid"), "--host", self.host, "--bridge", "none", "--iptables=false", *options),
         ]
 
@@ -64,6 +65,9 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path, stage_image: str) -> 
     finally:
         found.run("rm", "-f", *found.run("ps", "-aq").stdout.decode().split())
         found.stop()
+        for line in Path("/proc/mounts").read_text().splitlines()[::-1]:
+            if line.split()[1].startswith(f"{tmp_path}/"):
+                subprocess.run(["umount", "--lazy", line.split()[1]], check=False)
 
 
 def job_of(settings: Settings, image: str) -> StageJob:
