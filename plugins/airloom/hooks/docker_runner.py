@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from airloom.errors import ConfigError, ConflictError
+from airloom.errors import ConfigError, ConflictError, ServiceError, UnavailableError
 from airloom.hooks import docker_files
 from airloom.hooks.docker_engine import connect, engine_errors, ensure_image
 from airloom.hooks.log_tail import LogTail
@@ -30,6 +30,7 @@ WORKSPACE_LABEL = "airloom.workspace"
 _SIGNAL_BASE = 128
 _LOST_CODE = 255  # what the engine says of containers that it lost sight of
 POLL_SECONDS = 0.2
+_REMOVAL_SECONDS = 20.0
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
 
 
@@ -188,18 +189,39 @@ class DockerRunner:
         )
 
     def _end(self, handle: JobHandle, facts: dict[str, Any] | None) -> JobExit:
-        if facts is None:
+        if _is_gone(facts):
+            return self._lost(handle)
+        assert facts is not None  # noqa: S101
+        try:
             with engine_errors():
-                self._remove(self._name(handle.workspace))
-            return JobExit(ExitReason.LOST, detail=f"{handle.label} was removed")
-        with engine_errors():
-            noted = docker_files.fetch(self._api, handle.id, handle.workspace)
+                noted = docker_files.fetch(self._api, handle.id, handle.workspace)
+        except UnavailableError:
+            # What the engine says of a container whose removal has begun.
+            if _is_gone(self._facts(handle)):
+                return self._lost(handle)
+            raise
+        if noted is None and _is_gone(self._facts(handle)):
+            return self._lost(handle)
         found = _exit_of(facts, noted, _read(handle.workspace / STOP_FILE) is not None)
         note = {"id": handle.id, "key": handle.key, "label": handle.label, "exit": asdict(found)}
         new = handle.workspace / f"{EXIT_FILE}.new"
         new.write_text(json.dumps(note), encoding="utf-8")
         new.replace(handle.workspace / EXIT_FILE)
         return found
+
+    def _lost(self, handle: JobHandle) -> JobExit:
+        """Somebody removed the container; what is left of it goes too, as soon as the engine has finished."""
+        deadline = time.monotonic() + _REMOVAL_SECONDS
+        while True:
+            try:
+                with engine_errors():
+                    self._remove(self._name(handle.workspace))
+                break
+            except ServiceError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(self._poll_seconds)
+        return JobExit(ExitReason.LOST, detail=f"{handle.label} was removed")
 
     def _facts(self, handle: JobHandle) -> dict[str, Any] | None:
         return self._facts_of(handle.id)
@@ -257,6 +279,10 @@ def find_containers(settings: Settings) -> list[tuple[JobHandle, dict[str, str]]
         for item in facts
         if item is not None
     ]
+
+
+def _is_gone(facts: dict[str, Any] | None) -> bool:
+    return facts is None or facts["State"]["Status"] in {"removing", "dead"}
 
 
 def _exit_of(facts: dict[str, Any], noted: dict[str, Any] | None, stopped: bool) -> JobExit:  # noqa: PLR0911 - one each
