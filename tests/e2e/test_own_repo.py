@@ -30,20 +30,20 @@ def test_own_repo_is_built_and_its_model_served(platform: Platform, tmp_path: Pa
     platform.wait_for("the build", lambda: find_build(platform.hooks, "team_model", commit))
 
     config = yaml.safe_load(platform.config.read_text())
-    config["name"] = "team-digits"
+    config["name"] = "team_digits"
     for stage in ("train", "evaluate"):
         config["stages"][stage]["repo"] = "team_model"
-    platform.config.with_name("team-digits.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    platform.config.with_name("team_digits.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     platform.airloom("check")
-    platform.wait_for("the DAG", lambda: "team-digits" in {dag["dag_id"] for dag in platform.hooks.airflow.dags()})
-    summary = json.loads(platform.airloom("run", "team-digits", "--json").stdout)
+    platform.wait_for("the DAG", lambda: "team_digits" in {dag["dag_id"] for dag in platform.hooks.airflow.dags()})
+    summary = json.loads(platform.airloom("run", "team_digits", "--json").stdout)
     assert (summary["state"], summary["verdict"]) == ("success", "promoted"), summary
     store = platform.hooks.store
     picture = store.get_bytes("raw", next(iter(store.list("raw", "digits/3/"))).key)
-    with ServingClient(platform.hooks.gateway.model_url("team-digits")) as client:
+    with ServingClient(platform.hooks.gateway.model_url("team_digits")) as client:
         assert client.predict(picture, "image/png").body["label"] == "3"
     listed = json.loads(platform.airloom("repos", "list", "--json").stdout)["repos"]
-    assert {row["name"]: row["pipelines"] for row in listed}["team_model"] == ["team-digits"]
+    assert {row["name"]: row["pipelines"] for row in listed}["team_model"] == ["team_digits"]
 
 
 @pytest.mark.parametrize("name", ["Team", "-x", "a b", "", "../x", "x" * 101])
