@@ -23,6 +23,8 @@ from tests.fixtures.stage_image import BASE
 NAME = "digits_docker"
 STAGES = ("preprocess", "train", "evaluate")
 
+pytestmark = pytest.mark.timeout(1500)  # the first build of the runtimes downloads their packages
+
 
 def docker(*arguments: str) -> str:
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True, timeout=120)
