@@ -60,8 +60,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     (found.config.with_name(f"{NAME}.yaml")).write_text(yaml.safe_dump(config, sort_keys=False))
     found.airloom("init")
     found.airloom("images", "build", timeout=900)
-    found.airloom("up", "--embedded", timeout=600)
-    try:
+    try:  # a start that fails half way has services running too
+        found.airloom("up", "--embedded", timeout=600)
         found.first = found.run()
         yield found
     finally:

@@ -171,4 +171,6 @@ def test_a_timeout_of_the_task_stops_the_stage(bench: Bench, monkeypatch: pytest
 
 
 def test_on_kill_before_anything_has_started() -> None:
-    StageOperator(task_id="train", stage=Stage.TRAIN).on_kill()
+    operator = StageOperator(task_id="train", stage=Stage.TRAIN)
+    operator.on_kill()
+    assert operator._told_to_end

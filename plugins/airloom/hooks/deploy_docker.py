@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from airloom.contract import Release, Stage, StageRequest
 from airloom.errors import ConfigError, PlatformError
 from airloom.hooks import docker_files
-from airloom.hooks.docker_engine import connect, engine_errors, ensure_image
+from airloom.hooks.docker_engine import connect, container_facts, engine_errors, ensure_image
 from airloom.hooks.docker_runner import CA_VARIABLES, INSTANCE_LABEL
 from airloom.spec.pipeline import PipelineSpec
 
@@ -67,7 +67,7 @@ class DockerTarget:
         """
         name = self._name(release.pipeline, release.version)
         image = self._ensure_release_image(release, bundle, spec)
-        facts = self._facts(name)
+        facts = container_facts(self._api, name)
         if facts is not None and not facts["State"]["Running"]:
             self._remove(name)
             facts = None
@@ -78,7 +78,7 @@ class DockerTarget:
     def url(self, pipeline: str, version: str) -> str | None:
         """Where a release answers, if it is ready."""
         name = self._name(pipeline, version)
-        facts = self._facts(name)
+        facts = container_facts(self._api, name)
         if facts is None or not facts["State"]["Running"]:
             return None
         return _url_of(name) if _is_ready(_url_of(name)) else None
@@ -213,7 +213,7 @@ class DockerTarget:
     def _wait_ready(self, name: str) -> str:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while True:
-            facts = self._facts(name)
+            facts = container_facts(self._api, name)
             if facts is None:
                 raise PlatformError(f"the container {name} was removed while it started")
             if facts["State"]["Running"] and _is_ready(_url_of(name)):
@@ -235,16 +235,6 @@ class DockerTarget:
             "airloom.pipeline": release.pipeline,
             RELEASE_LABEL: release.version,
         }
-
-    def _facts(self, name: str) -> dict[str, Any] | None:
-        from docker.errors import NotFound
-
-        with engine_errors():
-            try:
-                facts: dict[str, Any] = self._api.inspect_container(name)
-            except NotFound:
-                return None
-        return facts
 
     def _remove(self, name: str) -> None:
         from docker.errors import NotFound

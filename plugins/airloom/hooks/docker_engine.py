@@ -40,6 +40,18 @@ def engine_errors() -> Iterator[None]:
         ) from error
 
 
+def container_facts(api: Any, container: str) -> dict[str, Any] | None:
+    """What the engine knows of a container, by id or name; None where there is none."""
+    from docker.errors import NotFound
+
+    with engine_errors():
+        try:
+            facts: dict[str, Any] = api.inspect_container(container)
+        except NotFound:
+            return None
+    return facts
+
+
 def ensure_image(api: Any, settings: Settings, reference: str) -> None:
     """Pull an image that the engine lacks.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from airloom.errors import ConfigError, ConflictError, ServiceError, UnavailableError
 from airloom.hooks import docker_files
-from airloom.hooks.docker_engine import connect, engine_errors, ensure_image
+from airloom.hooks.docker_engine import connect, container_facts, engine_errors, ensure_image
 from airloom.hooks.log_tail import LogTail
 from airloom.hooks.process_environment import THREAD_VARIABLES
 from airloom.hooks.runner import LOG_FILE, ExitReason, JobExit, JobHandle, OnLog, ShouldStop, StageJob
@@ -54,17 +54,13 @@ class DockerRunner:
 
     def find(self, workspace: Path) -> JobHandle | None:
         """See `Runner.find`."""
-        from docker.errors import NotFound
-
-        with engine_errors():
-            try:
-                facts = self._api.inspect_container(self._name(workspace))
-            except NotFound:
-                known = _read(workspace / EXIT_FILE)
-                if known is None:
-                    return None
-                collected = (workspace / COLLECTED_FILE).exists()
-                return JobHandle(known["id"], known["key"], workspace, known["label"], False, collected)
+        facts = container_facts(self._api, self._name(workspace))
+        if facts is None:
+            known = _read(workspace / EXIT_FILE)
+            if known is None:
+                return None
+            collected = (workspace / COLLECTED_FILE).exists()
+            return JobHandle(known["id"], known["key"], workspace, known["label"], False, collected)
         if facts["State"]["Status"] == "created":
             return None  # whoever made it was killed before its start
         return self._handle(workspace, facts)
@@ -224,17 +220,7 @@ class DockerRunner:
         return JobExit(ExitReason.LOST, detail=f"{handle.label} was removed")
 
     def _facts(self, handle: JobHandle) -> dict[str, Any] | None:
-        return self._facts_of(handle.id)
-
-    def _facts_of(self, container: str) -> dict[str, Any] | None:
-        from docker.errors import NotFound
-
-        with engine_errors():
-            try:
-                facts: dict[str, Any] = self._api.inspect_container(container)
-            except NotFound:
-                return None
-        return facts
+        return container_facts(self._api, handle.id)
 
     def _follow(self, handle: JobHandle, known_bytes: int) -> None:
         """Append what the engine has and the file has not: an adopted log has no holes and no line twice."""
@@ -273,7 +259,7 @@ def find_containers(settings: Settings) -> list[tuple[JobHandle, dict[str, str]]
     label = f"{INSTANCE_LABEL}={settings.instance_id}"
     with engine_errors():
         found = runner._api.containers(all=True, filters={"label": [label, WORKSPACE_LABEL]})
-        facts = [runner._facts_of(item["Id"]) for item in found]
+        facts = [container_facts(runner._api, item["Id"]) for item in found]
     return [
         (runner._handle(Path(item["Config"]["Labels"][WORKSPACE_LABEL]), item), item["Config"]["Labels"])
         for item in facts

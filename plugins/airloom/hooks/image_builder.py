@@ -23,7 +23,7 @@ _STEP_CHARACTERS = 110
 _SHOWN_LINES = 5
 _STEP = re.compile(r"#\d+ \[.*?\d+/\d+\] ")
 _PREFIX = re.compile(r"^#\d+ (?:[\d.]+ )?")
-_NO_ENGINE = ("Cannot connect to the Docker daemon", "error during connect", "no such host", "connection refused")
+_NO_ENGINE = ("Cannot connect to the Docker daemon", "error during connect")
 
 Progress = Callable[[str], None]
 
@@ -196,7 +196,7 @@ def _stream(command: list[str], environment: dict[str, str], on_progress: Progre
 
 def _failure(reference: str, code: int, tail: list[str]) -> Exception:
     text = "\n".join(tail)
-    if any(sign in text for sign in _NO_ENGINE[:2]):
+    if any(sign in text for sign in _NO_ENGINE):
         return UnavailableError(f"the Docker engine does not answer: {tail[-1]}", hint="does it run?")
     if "buildx" in text and "BuildKit" in text:
         return ConfigError(f"the docker client on PATH cannot build: {tail[-1]}", hint="install its plugin buildx")
