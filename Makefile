@@ -32,11 +32,14 @@ up: install ## start the stack: check this machine, build the platform's image, 
 	@$(BIN)/airloom doctor
 	@while IFS== read -r name value; do [[ -v $$name ]] || export "$$name=$$value"; done \
 	    < <(cat .env.local .env 2>/dev/null | grep -E '^[A-Z_]+='); \
+	  export AIRLOOM_COMMIT=$$(git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || echo unknown); \
 	  DOCKER_BUILDKIT=1 docker build -q $${AIRLOOM_CA_BUNDLE:+--secret "id=ca,src=$$AIRLOOM_CA_BUNDLE"} \
-	  --build-arg AIRLOOM_PYTHON_IMAGE --build-arg DOCKER_CLI_IMAGE -f images/airflow/Dockerfile -t "$$AIRLOOM_PLATFORM_IMAGE" . ; \
+	  --build-arg AIRLOOM_PYTHON_IMAGE --build-arg DOCKER_CLI_IMAGE --build-arg AIRLOOM_COMMIT \
+	  -f images/airflow/Dockerfile -t "$$AIRLOOM_PLATFORM_IMAGE" . ; \
 	  case ",$$COMPOSE_PROFILES," in *,jenkins,*) \
 	    DOCKER_BUILDKIT=1 docker build -q $${AIRLOOM_CA_BUNDLE:+--secret "id=ca,src=$$AIRLOOM_CA_BUNDLE"} \
-	    --build-arg JENKINS_BASE_IMAGE --build-arg AIRLOOM_PLATFORM_IMAGE -f images/jenkins/Dockerfile -t "$$JENKINS_IMAGE" . ;; \
+	    --build-arg JENKINS_BASE_IMAGE --build-arg AIRLOOM_PLATFORM_IMAGE --build-arg AIRLOOM_COMMIT \
+	    -f images/jenkins/Dockerfile -t "$$JENKINS_IMAGE" . ;; \
 	  esac
 	@$(BIN)/airloom up
 
@@ -74,23 +77,20 @@ format: install ## put the code into its form
 	$(BIN)/ruff format .
 
 test-unit: install ## single modules, no service; the stage repos' own tests too
-	$(PYTEST) tests/unit
+	$(PYTEST) -n 2 --dist worksteal tests/unit
 
 test-repos: install ## the tests of the three stage repos alone
 	@for repo in gitbucket_repos/*/; do echo "$$repo"; (cd "$$repo" && ../../$(PYTEST) tests); done
 
 test-integration: install ## real services of one kind
-	$(PYTEST) tests/integration --ignore tests/integration/test_monitoring.py
+	$(PYTEST) -n 2 --dist loadfile tests/integration --ignore tests/integration/test_monitoring.py
 	$(PYTEST) tests/integration/test_monitoring.py  # reads the metrics of services that have done nothing else
 
 test-docker: install ## images, containers and the stack; needs a Docker engine, skips with the reason where there is none
-	$(PYTEST) tests/docker
+	$(PYTEST) -n 2 --dist loadfile tests/docker
 
-# Each file has a platform of its own.
-test-e2e: install ## the whole platform: a first run to a reproduced one, pushes, and kills
-	$(PYTEST) tests/e2e/test_pipeline.py tests/e2e/test_monitoring.py
-	$(PYTEST) tests/e2e/test_push.py tests/e2e/test_reconcile.py tests/e2e/test_own_repo.py
-	$(PYTEST) tests/e2e/test_kills.py
+test-e2e: install ## the whole platform: a first run to a reproduced one, pushes, kills; then stages in containers
+	$(PYTEST) $(addprefix tests/e2e/test_,pipeline.py monitoring.py push.py reconcile.py own_repo.py kills.py)
 	$(PYTEST) tests/e2e/test_docker.py
 
 bench: install ## the benchmarks that need no running platform; docs/benchmarks.md tells of the others

@@ -36,7 +36,8 @@ os.environ["_AIRFLOW_PARSING_CONTEXT_DAG_ID"] = "digits"
 DagBag(dag_folder=os.path.join(folder, "pipelines.py"), safe_mode=False, bundle_path=folder, bundle_name="bench")
 ended = time.perf_counter()
 assert not bag.import_errors, bag.import_errors
-print(json.dumps({"dags": len(bag.dags), "import": imported - started, "parse": parsed - imported,
+pipelines = [name for name in bag.dags if not name.startswith("airloom__")]  # those are the platform's own
+print(json.dumps({"dags": len(pipelines), "import": imported - started, "parse": parsed - imported,
                   "task": ended - parsed, "modules": sorted(set(sys.modules))}))
 """
 

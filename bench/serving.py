@@ -7,7 +7,8 @@ Each server runs one worker on this machine, answers the same pictures with the 
 16 connections in interleaved rounds: the others are stopped (SIGSTOP) meanwhile. A figure is the median of the rounds,
 a ratio the median of the rounds' own ratios to plain FastAPI. All run torch with one thread, which
 suits the peers best; else they keep their defaults where the table's notes name no others.
-Airloom's journal and prediction log are on; the peers record nothing.
+Airloom's journal and prediction log are on; the peers record nothing. The table says whether Airloom's ratios reach
+their aims.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from airloom.contract import Stage, StageRequest
+from bench.aims import held_to
 from bench.serving_peers.artifact import make_bundle, make_pictures
 from bench.serving_peers.load import Load, http_request, measure
 
@@ -55,6 +57,12 @@ PEER_REQUIREMENTS = [
 ]
 BASELINE = "plain FastAPI"
 CONNECTIONS = (1, 16)
+# Of Airloom's ratios to plain FastAPI.
+AIMS: dict[str, dict[str, dict[str, float]]] = {
+    "1": {"rate_ratio": {"at_least": 0.95}},
+    "16": {"rate_ratio": {"at_least": 1.5}, "p99_ratio": {"at_most": 0.6}},
+}
+RATIOS = {"rate_ratio": "x req/s", "p50_ratio": "x p50", "p99_ratio": "x p99"}
 # One thread for each operation of the model, in all of them: torch's default of one for each processor
 # makes every server slower here at 16 connections, plain FastAPI most of all.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -325,12 +333,16 @@ def summary(results: Results) -> dict[str, dict[str, dict[str, float]]]:
 def show(table: dict[str, dict[str, dict[str, float]]], servers: list[Server]) -> None:
     for connections in map(str, CONNECTIONS):
         print(f"\n{connections} connection{'s' if connections != '1' else ''}")
-        print(f"{'':22}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'x req/s':>9}{'x p50':>8}{'x p99':>8}{'failed':>8}")
+        titles = f"{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'x req/s':>9}{'x p50':>8}{'x p99':>8}{'failed':>8}"
+        print(f"{'':22}{titles}  aim")
         for name, row in table.items():
             values = row[connections]
+            aims = AIMS[connections].items() if name == "Airloom" else ()
+            held = ", ".join(f"{RATIOS[figure]} {held_to(values[figure], **bound)}" for figure, bound in aims)
             print(
                 f"{name:22}{values['requests_per_second']:9.1f}{values['p50_ms']:9.2f}{values['p99_ms']:9.2f}"
                 f"{values['rate_ratio']:9.2f}{values['p50_ratio']:8.2f}{values['p99_ratio']:8.2f}{values['failures']:8.0f}"
+                f"{f'  {held}' if held else ''}"
             )
     print(f"\nx: ratio to {BASELINE}.")
     print("The peers record nothing; every answer of Airloom is in its journal before it is sent.")

@@ -14,9 +14,27 @@ from airloom.settings import SECRET_NAMES, Settings
 from tests.fixtures.services import free_port, free_range
 
 ROOT = Path(__file__).parent.parent
+# Each is known to pytest once, so that what lasts a session is started once.
+pytest_plugins = [
+    f"tests.fixtures.{name}"
+    for name in (
+        "airflow",
+        "git",
+        "gitbucket_server",
+        "image_registry",
+        "jenkins_server",
+        "mlflow",
+        "pushes",
+        "registry",
+        "s3",
+        "stage_repo",
+        "stage_image",  # imports stage_repo
+        "stage_flow",  # likewise
+    )
+]
 
 # Importing Airflow writes into its home, which must not be the user's; tests of a real one set up their own.
-if "AIRFLOW_HOME" not in os.environ:
+if "AIRFLOW_HOME" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:  # a worker inherits the first one's
     os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airloom-airflow-")
     os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
     atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
@@ -33,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def make_settings(folder: Path, **overrides: object) -> Settings:
     """Settings with secrets, ports and a home that belong to one test alone."""
-    first, internal = free_port(), free_range(20)
+    serving, internal = free_range(20), free_range(20)
     values: dict[str, object] = {
         "project": ROOT,
         "home": folder,
@@ -42,7 +60,7 @@ def make_settings(folder: Path, **overrides: object) -> Settings:
         "mlflow_port": free_port(),
         "airflow_port": free_port(),
         "gateway_port": free_port(),
-        "serving_ports": f"{first}-{min(first + 19, 65535)}",
+        "serving_ports": f"{serving}-{serving + 19}",
         "internal_ports": f"{internal}-{internal + 19}",
         **overrides,
     }

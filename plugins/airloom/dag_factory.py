@@ -18,8 +18,9 @@ from airflow.sdk.definitions.context import get_parsing_context
 from airloom.contract.assets import stage_asset
 from airloom.contract.enums import Stage
 from airloom.errors import ConfigError
+from airloom.hooks.airflow_api import STAGE_POOL
 from airloom.operators.flow import FlowOperator
-from airloom.operators.links import MlflowRunLink, RunPageLink, VersionTagLink
+from airloom.operators.links import MlflowRunLink, ReceiptLink, RunPageLink, VersionTagLink
 from airloom.operators.reconcile import ReconcileOperator
 from airloom.operators.stage import StageOperator
 from airloom.settings import Settings, get_settings
@@ -141,7 +142,7 @@ def build_dag(spec: PipelineSpec) -> DAG:
         tasks += [
             _flow(spec, "release", "Make an immutable release of the promoted model."),
             _flow(spec, "deploy", "Start the release beside the old one and move traffic to it in steps."),
-            _flow(spec, "verify", "Ask the served model and compare its answers with the evaluation's."),
+            _flow(spec, "verify", "Ask the served model and compare its answers with the evaluation's.", ReceiptLink()),
         ]
         for earlier, later in itertools.pairwise(tasks):
             earlier >> later
@@ -191,6 +192,7 @@ def _stage(spec: PipelineSpec, stage: Stage, doc: str, *links: Any) -> StageOper
     task = StageOperator(
         task_id=stage.value,
         stage=stage,
+        pool=STAGE_POOL,
         retries=stage_spec.retries,
         execution_timeout=timedelta(seconds=stage_spec.resources.timeout) + STAGE_MARGIN,
         doc_md=doc,

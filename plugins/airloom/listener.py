@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow.exceptions import AirflowException
 from airflow.listeners import hookimpl
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def _record_task(ti: Any, state: str, error: Any = None) -> None:
             finished_at=finished,
             seconds=(finished - started).total_seconds() if finished and started else None,
             cache=found.cache,
-            reason=str(error) if error else found.reason,
+            reason=_said(error) if error else found.reason,
             values=found.values,
         )
     )
@@ -168,6 +169,14 @@ def _after_run(pipeline: str, run_id: str, state: str, started: datetime, finish
         reap_run(settings, pipeline, run_id)
     except Exception:
         log.warning("what the run %s of %s has left could not be cleaned up", run_id, pipeline, exc_info=True)
+
+
+def _said(error: Any) -> str:
+    """An error's message; that of one which was not foreseen says little without its kind."""
+    from airloom.errors import AirloomError
+
+    foreseen = not isinstance(error, BaseException) or isinstance(error, AirloomError | AirflowException)
+    return str(error) if foreseen else f"{type(error).__name__}: {error}"
 
 
 def _is_pipeline_task(ti: Any) -> bool:

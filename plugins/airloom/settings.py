@@ -6,6 +6,7 @@ file in `secrets_dir`, made by `airloom init`, and read when it is needed.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import ipaddress
 import os
@@ -15,7 +16,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from airloom.errors import ConfigError
@@ -36,7 +37,8 @@ SECRET_NAMES = (
     "registry_password",  # of the image registry's user
     # Of the stack alone
     "mysql_root_password",
-    "mysql_source_password",  # reads and writes the source data
+    "mysql_source_password",  # of the source data's owner
+    "mysql_source_reader_password",  # of the user that pipelines read it as
     "mysql_airloom_password",  # the prediction log and the ledger
     "mysql_gitbucket_password",
     "mysql_exporter_password",
@@ -48,6 +50,7 @@ SECRET_NAMES = (
 )
 
 _SOCKET_PATH_BYTES = 100  # Linux takes 107; a few are left for a suffix
+_NOT_IN_FOLDERS = "$?:\n"
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
 
 
@@ -76,6 +79,7 @@ class Settings(BaseSettings):
     secrets: str = ""
     configs: str = ""
     bind_host: str = "127.0.0.1"
+    public_host: str = ""
     runner: str = ""
     deploy_target: str = ""
 
@@ -86,11 +90,14 @@ class Settings(BaseSettings):
     gateway_port: int = Field(default=8000, gt=0, lt=65536)
     serving_ports: str = Field(default="8100-8119", pattern=r"^\d+-\d+$")
     internal_ports: str = Field(default="8130-8149", pattern=r"^\d+-\d+$")
+    stage_slots: int = Field(default=4, gt=0)
 
     airflow_url: str = ""
     airflow_public_url: str = ""
     git_url: str = ""
+    git_public_url: str = ""
     mlflow_url: str = ""
+    mlflow_public_url: str = ""
     s3_url: str = ""
     gateway_url: str = ""
     gateway_admin_url: str = ""
@@ -105,7 +112,12 @@ class Settings(BaseSettings):
     docker_host: str = ""
     docker_network: str = "host"
     registry: str = ""
+    registry_url: str = ""
+    registry_port: int = Field(default=5050, gt=0, lt=65536)
     registry_user: str = ""
+    build_host: str = ""
+    build_certs: str = ""
+    build_registry: str = ""
     image_namespace: str = Field(default="airloom", pattern=r"^[a-z0-9]+(?:[._/-][a-z0-9]+)*$")
     python_image: str = "python:3.11.15-slim-bookworm"
     training_base_image: str = ""
@@ -117,11 +129,32 @@ class Settings(BaseSettings):
     git_user: str = "airloom"
     s3_region: str = "us-east-1"
     reconcile_minutes: int = Field(default=5, ge=0, le=59)
+    seed_source: bool = True
     s3_quota_mib: int = Field(default=0, ge=0)
     bucket_raw: str = "raw"
     bucket_dvc: str = "dvc"
     bucket_mlflow: str = "mlflow"
     bucket_airloom: str = "airloom"
+
+    @field_validator("project", "home")
+    @classmethod
+    def _usable_folder(cls, value: Path) -> Path:
+        wrong = sorted(set(str(value)) & set(_NOT_IN_FOLDERS))
+        if wrong:
+            raise ValueError(
+                f"{str(value)!r} has {' '.join(map(repr, wrong))} in it, to which addresses of databases and lists of "
+                "paths give another meaning; use another folder"
+            )
+        return value
+
+    @field_validator("build_host")
+    @classmethod
+    def _registry_between(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("registry"):
+            raise ValueError(
+                "images get from the engine that builds to the one that runs by AIRLOOM_REGISTRY, which is empty"
+            )
+        return value
 
     @field_validator("metrics_networks")
     @classmethod
@@ -160,6 +193,11 @@ class Settings(BaseSettings):
         return self.home_dir / "data"
 
     @cached_property
+    def gateway_dir(self) -> Path:
+        """The gateway's working folder: who deploys writes there, for each pipeline, who answers."""
+        return self.data_dir / "gateway"
+
+    @cached_property
     def workspaces_dir(self) -> Path:
         """`<pipeline>/<run>/<stage>`: a stage's request, result, inputs and outputs."""
         return self.home_dir / "workspaces"
@@ -183,6 +221,26 @@ class Settings(BaseSettings):
     def configs_dir(self) -> Path:
         """The pipelines' YAML: of the project, or of the DAG bundle's commit that this process has loaded."""
         return Path(self.configs) if self.configs else self.project / "dags" / "configs"
+
+    # Where people's browsers find each service, which in the stack's containers is not where programs do.
+
+    @cached_property
+    def page_host(self) -> str:
+        """The name of this machine in links."""
+        everywhere = self.bind_host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+        return self.public_host or ("localhost" if everywhere else self.bind_host)
+
+    @cached_property
+    def airflow_page_url(self) -> str:
+        return self.airflow_public_url or self.airflow_url or f"http://{self.page_host}:{self.airflow_port}"
+
+    @cached_property
+    def git_page_url(self) -> str:
+        return self.git_public_url or self.git_url or f"http://{self.page_host}:{self.git_port}"
+
+    @cached_property
+    def mlflow_page_url(self) -> str:
+        return self.mlflow_public_url or self.mlflow_url or f"http://{self.page_host}:{self.mlflow_port}"
 
     # Where clients reach each service: the embedded one unless the environment says otherwise.
 
@@ -297,6 +355,7 @@ def get_settings() -> Settings:
     from pydantic import ValidationError
 
     root = project_root()
+    _check_names(root / ".env.local", root / ".env")
     try:
         plain = Settings(_env_file=(root / ".env", root / ".env.local"), project=root)
         if not plain.stack_file.exists():
@@ -308,3 +367,21 @@ def get_settings() -> Settings:
             for detail in error.errors()
         ]
         raise ConfigError("\n".join(lines), hint=f"see {root / '.env'}") from error
+
+
+def _check_names(local: Path, documented: Path) -> None:
+    """Raises ConfigError for a name in `.env.local` that is no setting: it would do nothing, and nobody would know."""
+    if not local.exists():
+        return
+    from dotenv import dotenv_values
+
+    def own(path: Path) -> set[str]:
+        return {name.removeprefix("AIRLOOM_") for name in dotenv_values(path) if name.startswith("AIRLOOM_")}
+
+    known = {name.upper() for name in Settings.model_fields} | own(documented)
+    for name in sorted(own(local) - known):
+        close = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(
+            f"{local}: AIRLOOM_{name} is no setting",
+            hint=f"did you mean AIRLOOM_{close[0]}?" if close else f"{documented} lists them",
+        )

@@ -13,15 +13,14 @@ from pathlib import Path
 import pytest
 
 from airloom.contract import Stage, StageRequest
-from airloom.errors import ConflictError
+from airloom.errors import ConfigError, ConflictError
 from airloom.flows.reap import reap
+from airloom.hooks.docker_gpu import probe_gpus
 from airloom.hooks.docker_runner import DockerRunner
 from airloom.hooks.runner import ExitReason, StageJob
 from airloom.settings import Settings
 from tests.conftest import ROOT
 from tests.fixtures.stage_repo import wait_until
-
-pytest_plugins = ["tests.fixtures.stage_image"]
 
 
 class Bench:
@@ -30,7 +29,7 @@ class Bench:
         self.workspace = settings.workspaces_dir / "digits" / "run-1" / "preprocess"
         self.runner = DockerRunner(settings, poll_seconds=0.05)
 
-    def job(self, do: str, *, lines: int = 3, pause: float = 0.0, **changes: object) -> StageJob:
+    def job(self, do: str, *, params: dict[str, object] | None = None, **changes: object) -> StageJob:
         outputs = {"dataset": self.workspace / "outputs" / "dataset"}
         values: dict[str, object] = {"memory_bytes": 2**28, "timeout_seconds": 60.0, **changes}
         job = StageJob(
@@ -39,7 +38,7 @@ class Bench:
         )  # fmt: skip
         StageRequest(
             pipeline="digits", run_id="run-1", stage=Stage.PREPROCESS, commit="c" * 40,
-            params={"do": do, "lines": lines, "pause": pause}, outputs=outputs,
+            params={"do": do, "lines": 3, **(params or {})}, outputs=outputs,
         ).write(job.request_file)  # fmt: skip
         return job
 
@@ -69,6 +68,18 @@ def test_success_brings_outputs_log_and_result(bench: Bench) -> None:
     assert not again.running
 
 
+def test_gpus_that_the_engine_cannot_give(bench: Bench) -> None:
+    """It is the engine that refuses, and nothing is left of the attempt."""
+    if probe_gpus(bench.runner._api) is None:
+        pytest.skip("this engine has GPUs")
+    with pytest.raises(ConfigError, match=r"2 GPUs are needed, but the engine .* said: could not select") as caught:
+        bench.runner.start(bench.job("lines", gpus=2))
+    assert "set resources.gpus: 0" in str(caught.value)
+    name = bench.runner._name(bench.workspace)
+    assert not bench.runner._api.containers(all=True, filters={"name": name})
+    assert not bench.runner._api.volumes(filters={"name": name})["Volumes"]
+
+
 @pytest.mark.parametrize(("do", "code"), [("bad_data", 65), ("fault", 1)])
 def test_exit_codes(bench: Bench, do: str, code: int) -> None:
     job_exit = bench.runner.wait(bench.runner.start(bench.job(do)), lambda line: None, lambda: False)
@@ -81,6 +92,18 @@ def test_memory_limit(bench: Bench) -> None:
     job_exit = bench.runner.wait(handle, lambda line: None, lambda: False)
     assert job_exit.reason is ExitReason.MEMORY_LIMIT
     assert job_exit.peak_memory_bytes == 100 * 2**20
+
+
+def test_shared_memory_and_tmp_are_as_large_as_the_job_says(bench: Bench) -> None:
+    handle = bench.runner.start(bench.job("sleep", shm_bytes=8 * 2**20, tmp_bytes=16 * 2**20))
+    facts = bench.runner._api.inspect_container(handle.id)
+    host = facts["HostConfig"]
+    # Threads that spin beside other work take many times as long.
+    assert {"OMP_NUM_THREADS=1", "OMP_WAIT_POLICY=PASSIVE"} <= set(facts["Config"]["Env"])
+    assert (host["ShmSize"], host["Tmpfs"]["/tmp"]) == (8 * 2**20, f"size={16 * 2**20},mode=1777")
+    made = bench.runner._api.exec_create(handle.id, ["df", "--block-size=1", "--output=size", "/dev/shm", "/tmp"])
+    said = bench.runner._api.exec_start(made["Id"]).decode().split()
+    assert said[-2:] == [str(8 * 2**20), str(16 * 2**20)]
 
 
 def test_timeout(bench: Bench) -> None:
@@ -101,12 +124,18 @@ def test_adopted_stopped_and_without_secrets(bench: Bench) -> None:
     assert job_exit.reason is ExitReason.STOPPED
 
 
-def test_removed_by_hand_is_lost(bench: Bench) -> None:
-    handle = bench.runner.start(bench.job("sleep"))
+def test_removed_by_hand_is_lost_but_for_its_outputs(bench: Bench) -> None:
+    """The next try goes on with the checkpoints among them."""
+    handle = bench.runner.start(bench.job("write_and_sleep", try_number=3))
+    assert bench.runner._api.inspect_container(handle.id)["Config"]["Labels"]["airloom.try"] == "3"
+    wait_until(lambda: b"ready" in bench.runner._api.logs(handle.id), "the stage has written")
     bench.runner._api.remove_container(handle.id, force=True)
     wait_until(lambda: bench.runner.find(bench.workspace) is None, "the container is gone")
     assert bench.runner.wait(handle, lambda line: None, lambda: False).reason is ExitReason.LOST
+    assert (bench.workspace / "outputs" / "dataset" / "half.txt").read_text() == "half"
+    assert not (bench.workspace / "result.json").exists()
     name = bench.runner._name(bench.workspace)
+    assert not bench.runner._api.containers(all=True, filters={"name": name})
     assert not bench.runner._api.volumes(filters={"name": name})["Volumes"]
 
 
@@ -131,7 +160,9 @@ runner.wait(runner.find(Path(sys.argv[1])), lambda line: print(line, flush=True)
 
 def test_killed_worker_leaves_a_container_that_the_next_one_adopts(bench: Bench) -> None:
     """No line is lost, and none comes twice."""
-    bench.runner.start(bench.job("lines", lines=30, pause=0.1))
+    # It stops half-way, until somebody else holds it.
+    params: dict[str, object] = {"lines": 30, "pause": 0.1, "hold": 20, "file": "/tmp/go"}
+    bench.runner.start(bench.job("lines", params=params))
     worker = subprocess.Popen(
         [sys.executable, "-c", WAITER, str(bench.workspace)],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -147,6 +178,8 @@ def test_killed_worker_leaves_a_container_that_the_next_one_adopts(bench: Bench)
     handle = bench.runner.find(bench.workspace)
     assert handle is not None
     assert handle.running
+    go = bench.runner._api.exec_create(handle.id, ["touch", "/tmp/go"])
+    bench.runner._api.exec_start(go["Id"])
     job_exit = bench.runner.wait(handle, rest.append, lambda: False)
     assert (job_exit.reason, job_exit.exit_code) == (ExitReason.EXITED, 0)
     lines = (bench.workspace / "log.txt").read_text().splitlines()

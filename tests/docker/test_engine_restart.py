@@ -1,100 +1,102 @@
-"""An engine of its own that is restarted under a running stage, with and without its containers."""
+"""An engine of its own that is restarted or killed under a running stage, with and without its containers."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from airloom.contract import Stage, StageRequest
 from airloom.errors import UnavailableError
 from airloom.hooks.docker_runner import DockerRunner
-from airloom.hooks.runner import ExitReason, StageJob
-from airloom.settings import Settings
+from airloom.hooks.runner import ExitReason
 from tests.conftest import make_settings
+from tests.fixtures.own_engine import _IN_OWN_NETWORK, Engine, job_of, own_engine
 
-pytest_plugins = ["tests.fixtures.stage_image"]
-
-
-class Engine:
-    """A dockerd with folders, socket and images of its own, without networks."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.host = f"unix://{folder}/docker.sock"
-        self._log = folder / "dockerd.log"
-        self._command = [
-            # In a network of its own: an engine without a bridge removes the one that it finds, which is another's.
-            *("unshare", "--net", "dockerd", "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
-            *("--pidfile", str(folder / "pid"), "--host", self.host, "--bridge", "none", "--iptables=false", *options),
-        ]
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while self.run("info").returncode:
-            assert self._process.poll() is None, self._log.read_text()[-2000:]
-            assert time.monotonic() < deadline, self._log.read_text()[-2000:]
-            time.sleep(0.2)
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(60)
-
-    def run(self, *arguments: str, **options: object) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(["docker", "--host", self.host, *arguments], capture_output=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+PR_SET_CHILD_SUBREAPER = 36
+LINES = 30
+LIVE = "--live-restore"
 
 
-@pytest.fixture(params=["stops its containers", "keeps them running"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path, stage_image: str) -> Iterator[Engine]:
-    if shutil.which("dockerd") is None or os.getuid():
-        if os.environ.get("AIRLOOM_REQUIRE_DOCKER") == "1":
-            pytest.fail("dockerd and root are needed to start an engine", pytrace=False)
-        pytest.skip("dockerd and root are needed to start an engine")
-    found = Engine(tmp_path, *(["--live-restore"] if request.param == "keeps them running" else []))
-    found.start()
+@contextmanager
+def own_containerd(folder: Path) -> Iterator[Path]:
+    """A containerd that is no engine's child, as systemd runs one; its socket."""
+    sockets = Path(tempfile.mkdtemp(prefix="containerd-"))
+    address, config, log = sockets / "containerd.sock", folder / "containerd.toml", folder / "containerd.log"
+    config.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+    command = [*_IN_OWN_NETWORK, "containerd", "--config", str(config), "--address", str(address)]
+    command += ["--root", str(folder / "containerd"), "--state", str(sockets / "state")]
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
-        saved = subprocess.run(["docker", "save", stage_image], capture_output=True, check=True)
-        assert found.run("load", input=saved.stdout).returncode == 0
-        yield found
+        deadline = time.monotonic() + 30
+        while not address.exists():
+            assert process.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.05)
+        yield address
     finally:
-        found.run("rm", "-f", *found.run("ps", "-aq").stdout.decode().split())
-        found.stop()
-        for line in Path("/proc/mounts").read_text().splitlines()[::-1]:
-            if line.split()[1].startswith(f"{tmp_path}/"):
-                subprocess.run(["umount", "--lazy", line.split()[1]], check=False)
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
-def job_of(settings: Settings, image: str) -> StageJob:
-    workspace = settings.workspaces_dir / "digits" / "run-1" / "preprocess"
-    job = StageJob(
-        pipeline="digits", run_id="run-1", stage=Stage.PREPROCESS, key="key", workspace=workspace, checkout=workspace,
-        image=image, memory_bytes=2**28, timeout_seconds=120.0,
-    )  # fmt: skip
-    StageRequest(
-        pipeline="digits", run_id="run-1", stage=Stage.PREPROCESS, commit="c" * 40,
-        params={"do": "lines", "lines": 50, "pause": 0.2}, outputs={"dataset": workspace / "outputs" / "dataset"},
-    ).write(job.request_file)  # fmt: skip
-    return job
+@contextmanager
+def reaping() -> Iterator[None]:
+    """Take the children of dead children: where PID 1 does not, a killed dockerd does not start again ("containerd is
+    still running"), since its containerd stays as a zombie."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def test_stage_outlives_its_engine_or_is_run_again(engine: Engine, tmp_path: Path, stage_image: str) -> None:
+def kill(engine: Engine) -> None:
+    """SIGKILL to dockerd. A containerd that it started goes with it."""
+    note = engine._sockets / "containerd" / "containerd.pid"
+    containerd = int(note.read_text()) if note.exists() else None
+    engine._process.kill()
+    engine._process.wait(20)
+    if containerd is not None:
+        assert os.waitpid(containerd, 0)[1] == signal.SIGKILL
+
+
+def shims(folder: Path) -> list[str]:
+    """What watches a container on behalf of a containerd with its socket in a folder, and outlives it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if "containerd-shim" in line and str(folder) in line]
+
+
+def outlives(
+    engine: Engine, tmp_path: Path, image: str, end: Callable[[], None], *, pause: float = 0.2
+) -> tuple[ExitReason, list[str]]:
+    """Run a stage whose engine ends in between and is started again; how its first container ended, and all lines."""
     settings = make_settings(tmp_path / "home", docker_host=engine.host)
-    runner, job = DockerRunner(settings, poll_seconds=0.05), job_of(settings, stage_image)
+    runner, job = DockerRunner(settings, poll_seconds=0.05), job_of(settings, image, lines=LINES, pause=pause)
     first, lines = runner.start(job), []
 
     def on_log(line: str) -> None:
         lines.append(line)
         if line == "line 3":
-            engine.stop()
+            end()
 
-    with pytest.raises(UnavailableError):  # which the task's next try takes up
+    # Which the task's next try takes up.
+    with pytest.raises(UnavailableError, match="the Docker engine does not answer") as caught:
         runner.wait(first, on_log, lambda: False)
+    assert caught.value.retryable
     engine.start()
 
     later = DockerRunner(settings, poll_seconds=0.05)
@@ -102,15 +104,61 @@ def test_stage_outlives_its_engine_or_is_run_again(engine: Engine, tmp_path: Pat
     assert found is not None
     assert found.id == first.id
     ended = later.wait(found, lines.append, lambda: False)
-    if ended.reason is not ExitReason.EXITED:
-        assert ended.reason in {ExitReason.SIGNALLED, ExitReason.LOST}, ended
-        again = later.start(job)
+    how = ended.reason
+    if how is not ExitReason.EXITED:
+        assert not (job.workspace / "result.json").exists()
         lines.clear()
-        ended = later.wait(again, lines.append, lambda: False)
-        found = again
+        found = later.start(job_of(settings, image, lines=LINES))
+        ended = later.wait(found, lines.append, lambda: False)
     assert (ended.reason, ended.exit_code) == (ExitReason.EXITED, 0), (ended, lines[-5:])
     assert (job.workspace / "result.json").exists()
-    assert lines[-1] == "line 49"
+    assert (job.workspace / "outputs" / "dataset" / "data.txt").read_text() == "1"
     later.mark_collected(found)
     assert engine.run("ps", "-aq").stdout == b""
     assert engine.run("volume", "ls", "-q").stdout == b""
+    return how, lines
+
+
+@pytest.fixture(params=["stops its containers", "keeps them running"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path, stage_image: str) -> Iterator[Engine]:
+    options = [LIVE] if request.param == "keeps them running" else []
+    with own_engine(tmp_path, stage_image, *options) as found:
+        yield found
+
+
+def test_stage_outlives_its_engine_or_is_run_again(engine: Engine, tmp_path: Path, stage_image: str) -> None:
+    how, lines = outlives(engine, tmp_path, stage_image, engine.stop)
+    assert how in {ExitReason.EXITED, ExitReason.SIGNALLED, ExitReason.LOST}
+    assert lines[-1] == f"line {LINES - 1}"
+
+
+@pytest.mark.parametrize(
+    ("options", "containerd_lives", "how"),
+    [
+        # It ends what it finds running when it comes back.
+        ([], True, ExitReason.SIGNALLED),
+        ([LIVE], True, ExitReason.EXITED),
+        ([LIVE], False, ExitReason.EXITED),
+    ],
+    ids=["ends its containers", "keeps them", "keeps them without its containerd"],
+)
+def test_stage_outlives_a_killed_engine_or_is_run_again(
+    options: list[str], containerd_lives: bool, how: ExitReason, tmp_path: Path, stage_image: str
+) -> None:
+    with reaping():
+        if not containerd_lives:
+            with own_engine(tmp_path, stage_image, *options) as engine:
+                found, lines = outlives(engine, tmp_path, stage_image, lambda: kill(engine))
+                left = shims(engine._sockets)
+        else:
+            with (
+                own_containerd(tmp_path) as address,
+                own_engine(tmp_path, stage_image, "--containerd", str(address), *options) as engine,
+            ):
+                # Where the engine ends it, it must not have come to its own end before.
+                pause = 2.0 if how is ExitReason.SIGNALLED else 0.2
+                found, lines = outlives(engine, tmp_path, stage_image, lambda: kill(engine), pause=pause)
+                left = shims(address.parent)
+    assert found is how
+    assert lines == [f"line {number}" for number in range(LINES)], "none is lost, none comes twice"
+    assert left == []

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from airloom.cli.runs import summarize
+from airloom.flows.gate import split_metrics
 from airloom.hooks.connect import Hooks
 from airloom.settings import Settings
 from tests.fixtures.services import free_port, free_range
@@ -52,6 +54,7 @@ class Platform:
         self.env |= {f"AIRLOOM_{name.upper()}": str(value) for name, value in values.items()}
         self.hooks = Hooks(self.settings)
         self.first: dict[str, Any] = {}
+        self.demo_said = ""
 
     def airloom(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run the command line in the project's folder."""
@@ -73,6 +76,15 @@ class Platform:
         """Run the pipeline to its end; the summary that `airloom run --json` prints."""
         result: dict[str, Any] = json.loads(self.airloom("run", "digits", "--json", *arguments).stdout)
         return result
+
+    def evaluated(self, run_id: str) -> tuple[dict[str, float], str]:
+        """A run's own metrics, without those of the champion beside it, and the digest of its predictions."""
+        result = self.returned(run_id, "evaluate")["result"]
+        return split_metrics(result["metrics"])[0], result["facts"]["predictions_digest"]
+
+    def latest(self) -> dict[str, Any]:
+        """The summary of the newest run, which has ended."""
+        return summarize(self.hooks, "digits", self.hooks.airflow.runs("digits", limit=1)[0])
 
     def wait_for(self, what: str, condition: Callable[[], Any], timeout: float = 180) -> Any:
         """Poll until the condition gives something true."""
@@ -119,14 +131,12 @@ class Platform:
 
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """Started, provisioned, and with one finished run of `digits`: release 1.0.0 answers."""
+    """As `make demo` leaves it: started, provisioned, one run of `digits` has ended, release 1.0.0 answers."""
     found = Platform(tmp_path_factory.mktemp("e2e"))
-    found.airloom("init")
     try:  # a start that fails half way has services running too
-        found.airloom("up", "--embedded")
-        summary = found.run()
-        assert summary["state"] == "success", summary
-        found.first = summary
+        found.demo_said = found.airloom("demo", timeout=600).stdout
+        found.first = found.latest()
+        assert found.first["state"] == "success", found.first
         yield found
     finally:
         found.airloom("down", check=False)

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
+import tarfile
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import certifi
+import httpx
 import psutil
 import pytest
 import yaml
+from dotenv import dotenv_values
 
-from airloom.contract import DataVersion, RunPlan, Stage, StageOutcome
+from airloom.contract import DataVersion, Release, RunPlan, Stage, StageOutcome
 from airloom.contract.plan import safe_run_id
+from airloom.errors import NotFoundError
 from airloom.flows.build import find_build
+from airloom.flows.deployments import deployment
+from airloom.flows.release import release_of
 from tests.e2e.conftest import ROOT, Platform
 from tests.e2e.test_kills import command_of, is_worker
+from tests.e2e.test_push import PARAMS, edit
 from tests.fixtures.stage_image import BASE
 
 NAME = "digits_docker"
 STAGES = ("preprocess", "train", "evaluate")
+MARK = f"airloom-{uuid.uuid4()}"
 
 pytestmark = pytest.mark.timeout(1500)  # the first build of the runtimes downloads their packages
 
@@ -44,13 +57,16 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         if os.environ.get("AIRLOOM_REQUIRE_DOCKER") == "1":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+    # A mark in the authorities' certificates shows where a build has left them.
+    bundle = tmp_path_factory.mktemp("authorities") / "bundle.crt"
+    bundle.write_text(f"{Path(os.environ.get('AIRLOOM_CA_BUNDLE') or certifi.where()).read_text()}\n# {MARK}\n")
     found = Platform(
         tmp_path_factory.mktemp("docker"),
         image_namespace="airloom-test",
         python_image=os.environ.get("AIRLOOM_TEST_PYTHON_IMAGE", BASE),
         torch_backend="" if os.environ.get("AIRLOOM_WHEELS") else "cpu",
         wheels=os.environ.get("AIRLOOM_WHEELS", ""),
-        ca_bundle=os.environ.get("AIRLOOM_CA_BUNDLE", ""),
+        ca_bundle=str(bundle),
     )
     shutil.copytree(ROOT / "images", found.project / "images")
     shutil.copytree(ROOT / "requirements", found.project / "requirements")
@@ -66,6 +82,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         yield found
     finally:
         found.airloom("down", check=False)
+        own = f"label=airloom.instance={found.settings.instance_id}"
+        for volume in docker("volume", "ls", "-q", "--filter", own).split():
+            subprocess.run(["docker", "volume", "rm", "-f", volume], capture_output=True, check=False)
         for image in docker("images", "-q", "--filter", "reference=airloom-test/d*").split():
             subprocess.run(["docker", "rmi", "-f", image], capture_output=True, check=False)
 
@@ -126,7 +145,7 @@ def test_stages_ran_from_the_images_of_their_commits(platform: Platform, contain
         assert user == "10001"
     own = f"label=airloom.instance={platform.settings.instance_id}"
     assert docker("ps", "-aq", "--filter", own) == ""
-    assert docker("volume", "ls", "-q", "--filter", own) == ""
+    assert docker("volume", "ls", "-q", "--filter", own) == f"airloom-{platform.settings.instance_id}-dvc-cache"
 
 
 def test_second_run_starts_no_container(platform: Platform, contained: dict[str, Any]) -> None:
@@ -136,11 +155,10 @@ def test_second_run_starts_no_container(platform: Platform, contained: dict[str,
     )
 
 
-def test_push_makes_an_image_in_seconds_and_a_run_uses_it(platform: Platform, contained: dict[str, Any]) -> None:
+def test_push_makes_an_image_in_seconds_and_its_model_is_served(platform: Platform, contained: dict[str, Any]) -> None:
     clone = platform.clone("ds_mlmodeling", platform.project / "clone")
-    source = clone / "modeling" / "train.py"
-    source.write_text(source.read_text() + "\n# The same model, from another commit.\n")
-    commit = platform.push(clone, "Say something more")
+    edit(clone / "modeling" / "train.py", PARAMS, f'{PARAMS}.model_copy(update={{"epochs": 5}})')
+    commit = platform.push(clone, "Learn for longer")
     record = platform.wait_for("the build", lambda: find_build(platform.hooks, "ds_mlmodeling", commit))
     assert record.image is not None
     assert record.image.tag == commit
@@ -149,6 +167,62 @@ def test_push_makes_an_image_in_seconds_and_a_run_uses_it(platform: Platform, co
     said = platform.airloom("build", f"ds_mlmodeling@{commit}").stderr
     assert "built already" in said
     assert docker("inspect", "--format", "{{.Created}}", record.image.pull_ref) == before
+
+    def pushed() -> tuple[str, RunPlan] | None:
+        for found in platform.hooks.airflow.runs(NAME, limit=3):
+            with suppress(NotFoundError):  # it is not that far yet
+                plan = RunPlan.model_validate(handed_on(platform, NAME, {"run_id": found["dag_run_id"]}, "resolve"))
+                if plan.code_of(Stage.TRAIN).commit == commit:
+                    return found["dag_run_id"], plan
+        return None
+
+    run_id, plan = platform.wait_for("the run that the push starts", pushed)
+    assert plan.trigger.kind == "push"
+    assert plan.stages[Stage.TRAIN].image == record.image
+    assert platform.hooks.airflow.wait(NAME, run_id)["state"] == "success"
+    outcome = StageOutcome.model_validate(handed_on(platform, NAME, {"run_id": run_id}, "train"))
+    assert outcome.cache == "miss"
+
+    first, release = (
+        Release.model_validate(handed_on(platform, NAME, {"run_id": of}, "release"))
+        for of in (contained["run_id"], run_id)
+    )
+    assert release.lineage == first.lineage | {"ds_mlmodeling": commit}
+    assert release.model_digest != first.model_digest
+    info = httpx.get(platform.hooks.gateway.model_url(NAME) + "/info", timeout=10, trust_env=False).json()
+    served = (info["release"], info["model_version"], info["model_digest"], info["run_id"], info["data_tag"])
+    assert served == (release.version, release.model_version, release.model_digest, run_id, release.data_tag)
+    shown = platform.airloom("lineage", f"{NAME}-{info['release']}").stdout
+    for part in (run_id, release.data_tag, f"{NAME}/{release.model_version}", commit[:8]):
+        assert part in shown
+
+
+def test_twenty_quick_pushes_end_with_the_last_one_served(platform: Platform, contained: dict[str, Any]) -> None:
+    """Whoever is overtaken may not be built or served; nobody is built twice."""
+    clone = platform.clone("ds_modelserving", platform.project / "quick")
+    app, commits = clone / "serving" / "app.py", []
+    good = app.read_text()
+    for number in range(20):
+        app.write_text(f"{good}\n# Push {number}.\n")
+        commits.append(platform.push(clone, f"Change {number}"))
+
+    def served() -> Release | None:
+        now = deployment(platform.hooks, NAME)
+        found = release_of(platform.hooks, NAME, now.release) if now is not None and now.state == "live" else None
+        return found if found is not None and found.serving_commit == commits[-1] else None
+
+    release = platform.wait_for("the last one's release", served, 400)
+    assert platform.hooks.airflow.wait(NAME, release.run_id)["state"] == "success"
+    info = httpx.get(platform.hooks.gateway.model_url(NAME) + "/info", timeout=60, trust_env=False).json()
+    assert (info["release"], info["run_id"]) == (release.version, release.run_id)
+
+    listed = json.loads(platform.airloom("pushes", "--repo", "ds_modelserving", "-n", "40", "--json").stdout)
+    pushes = {push["commit"]: push for push in listed if push["commit"] in commits}
+    assert max(push["builds"] for push in pushes.values()) == 1
+    built = {commit for commit, push in pushes.items() if push["build"] == "built"}
+    assert commits[-1] in built
+    tags = set(docker("images", "--format", "{{.Tag}}", "airloom-test/ds_modelserving").split())
+    assert tags & set(commits) == built, "an image for each commit that was built, and for no other"
 
 
 def test_broken_dockerfile_fails_on_the_commit_and_the_next_push_works(platform: Platform) -> None:
@@ -173,21 +247,52 @@ def test_broken_dockerfile_fails_on_the_commit_and_the_next_push_works(platform:
     platform.wait_for("the build", lambda: find_build(platform.hooks, "de_datapreprocessing", mended))
 
 
-def test_no_secret_is_in_any_layer(platform: Platform, tmp_path: Any) -> None:
-    """Every byte of a saved stage image, against every secret of the installation and the CA's private build mount."""
-    plan = platform.hooks.git.head("ds_modelserving", "main")
-    record = platform.wait_for("the build", lambda: find_build(platform.hooks, "ds_modelserving", plan))
-    assert record.image is not None
-    archive = tmp_path / "image.tar"
-    docker("save", "-o", str(archive), f"{record.image.name}:{record.image.tag}")
+def files_of(references: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Path and content of every file in every layer of images, their configurations among them; each layer once."""
+    with subprocess.Popen(["docker", "save", *references], stdout=subprocess.PIPE) as save:
+        with tarfile.open(fileobj=save.stdout, mode="r|") as images:
+            for member in images:
+                inner = images.extractfile(member) if member.isfile() else None
+                if inner is None:
+                    continue
+                blob = io.BufferedReader(inner)  # type: ignore[arg-type]
+                head = blob.peek(512)
+                # An engine may keep layers compressed.
+                if head[:2] != b"\x1f\x8b" and head[257:262] != b"ustar":
+                    yield member.name, blob.read()
+                    continue
+                with tarfile.open(fileobj=blob, mode="r|*") as layer:
+                    for file in layer:
+                        content = layer.extractfile(file) if file.isfile() else None
+                        if content is not None:
+                            yield file.name.removeprefix("./"), content.read()
+        assert save.wait() == 0
+
+
+def test_no_secret_is_in_any_layer(platform: Platform, contained: dict[str, Any]) -> None:
+    """Of runtimes, stage images, and the platform's own where this engine has them.
+
+    Searched are all the installation's secrets, and the bundle of authorities that builds have mounted meanwhile.
+    """
+    serving = platform.hooks.git.head("ds_modelserving", "main")
+    platform.wait_for("the build", lambda: find_build(platform.hooks, "ds_modelserving", serving))
+    own = docker("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", "reference=airloom-test/*").split()
+    names = {name.partition(":")[0].rpartition("/")[2] for name in own}
+    assert names >= {"runtime-training", "de_datapreprocessing", "ds_mlmodeling", "ds_modelserving"}
+    newest = {name.partition(":")[0]: name for name in reversed(own)}  # by time
+    values = dotenv_values(ROOT / ".env")
+    platforms = [values["AIRLOOM_PLATFORM_IMAGE"] or "", values["JENKINS_IMAGE"] or ""]
+    there = [name for name in platforms if name and docker("images", "-q", name)]
     secrets = [path.read_bytes().strip() for path in platform.settings.secrets_dir.iterdir() if path.is_file()]
-    assert len(secrets) > 10
-    with archive.open("rb") as file:
-        tail = b""
-        while block := file.read(2**24):
-            window = tail + block
-            assert not [secret for secret in secrets if len(secret) >= 16 and secret in window]
-            tail = block[-200:]
+    wanted = [MARK.encode(), *(secret for secret in secrets if len(secret) >= 16)]
+    assert len(wanted) > 10
+    seen = 0
+    for path, content in files_of([*newest.values(), *there]):
+        seen += 1
+        assert path != "etc/airloom-ca.crt" or not content, "the build's mount"
+        assert not path.startswith(("run/secrets/", "opt/project/.airloom", "opt/project/.env.local"))
+        assert not [secret for secret in wanted if secret in content], path
+    assert seen > 10_000
 
 
 # Kills
@@ -247,3 +352,36 @@ def test_container_that_is_removed_by_hand_is_run_again(platform: Platform, cont
     reasons = [found.reason for found in platform.hooks.ledger.tasks(NAME, run_id) if found.state == "failed"]
     # Who looks between the kill and the removal sees the kill.
     assert any("was removed" in reason or "SIGKILL" in reason for reason in reasons), reasons
+
+
+def test_marked_as_failed_ends_the_container(platform: Platform, contained: dict[str, Any]) -> None:
+    run_id = start_forced(platform)
+    running_stage(platform, run_id, "train")
+    platform.hooks.airflow.mark(NAME, run_id, "failed")
+    platform.wait_for("the end of all containers", lambda: not containers(platform, f"airloom.run={run_id}"), 60)
+    tasks = {task["task_id"]: task for task in platform.hooks.airflow.task_instances(NAME, run_id)}
+    assert (tasks["train"]["state"], tasks["train"]["try_number"]) == ("failed", 1)
+
+
+def test_too_little_memory_is_said_and_leaves_nothing(platform: Platform, contained: dict[str, Any]) -> None:
+    config = platform.config.with_name(f"{NAME}.yaml")
+    good = config.read_text()
+    spec = yaml.safe_load(good)
+    spec["stages"]["train"]["resources"]["memory"] = "64MiB"
+    config.write_text(yaml.safe_dump(spec, sort_keys=False))
+    try:
+        done = platform.airloom("run", NAME, "--force", "--json", check=False, timeout=600)
+    finally:
+        config.write_text(good)
+    summary = json.loads(done.stdout)
+    assert summary["state"] == "failed", summary
+    train = next(task for task in summary["tasks"] if task["task"] == "train")
+    assert train["state"] == "failed"
+    assert "its limit is 64 MiB" in train["reason"]
+    assert "raise stages.train.resources.memory" in train["reason"]
+    # More tries would end alike.
+    tasks = {task["task_id"]: task for task in platform.hooks.airflow.task_instances(NAME, summary["run_id"])}
+    assert tasks["train"]["try_number"] == 1
+    assert not containers(platform, f"airloom.run={summary['run_id']}")
+    tags = platform.hooks.git.list_tags("de_datapreprocessing", f"{NAME}/")
+    assert len([tag for tag in tags if json.loads(tag.message or "{}").get("run_id") == summary["run_id"]]) <= 1

@@ -26,6 +26,7 @@ from airloom.errors import AirloomError, AuthError
 from airloom.hooks.mlflow_records import RUN_TAG
 from airloom.hooks.supervisor import ServiceState
 from tests.e2e.conftest import AIRLOOM, Platform
+from tests.fixtures.mlflow import runs_with
 from tests.fixtures.services import free_port, free_range
 
 DATA_REPO = "de_datapreprocessing"
@@ -79,7 +80,7 @@ class Run:
         assert self.state() == "success", f"{states}\n{reasons_of(self.platform, self.id)}"
         assert {state for state, _ in states.values()} == {"success"}, states
         assert len(tags_of(self.platform, self.id)) == 1
-        (run,) = self.platform.hooks.mlflow.runs_with(RUN_TAG, self.id)
+        (run,) = runs_with(self.platform.hooks.mlflow, RUN_TAG, self.id)
         assert run.status == "FINISHED"
         assert len(self.platform.hooks.mlflow.versions("digits", run_id=run.run_id)) == 1
         self.platform.wait_for("the end of all stages", lambda: not stage_processes(self.platform), 15)
@@ -172,7 +173,7 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(60)
+        self._thread.join(120)
 
     @property
     def counts(self) -> Counter[str]:
@@ -181,12 +182,12 @@ class Client:
     def wait_for_answers(self, platform: Platform, number: int) -> None:
         """Until so many more have been answered well."""
         wanted = self.counts["200"] + number
-        platform.wait_for("answers through the gateway", lambda: self.counts["200"] >= wanted, 60)
+        platform.wait_for("answers through the gateway", lambda: self.counts["200"] >= wanted, 120)
 
     def _ask(self) -> None:
         row = json.loads(self.image.read_bytes())["rows"][0]
         body, headers = base64.b64decode(row["image_base64"]), {"Content-Type": row["media_type"]}
-        with httpx.Client(timeout=30, trust_env=False) as client:
+        with httpx.Client(timeout=90, trust_env=False) as client:  # longer than the gateway holds a request
             while not self._over.is_set():
                 try:
                     response = client.post(self.url, content=body, headers=headers)
@@ -259,8 +260,11 @@ def test_marked_as_failed_ends_the_training(platform: Platform) -> None:
     platform.hooks.airflow.mark("digits", run.id, "failed")
     platform.wait_for("the end of the training", lambda: not stage_processes(platform), 30)
     platform.wait_for("the end of its watcher", lambda: not psutil.pid_exists(stage["pid"]), 15)
-    assert run.state() == "failed"
-    assert run.tasks()["evaluate"]["state"] != "success"
+    # What Airflow says of the run is left out: its scheduler may just be looking at the run, and on SQLite it then
+    # writes over the mark what it makes of a run whose last tasks are skipped.
+    states = {name: task["state"] for name, task in run.tasks().items()}
+    assert states["train"] == "failed", states
+    assert {states[task] for task in ("evaluate", "gate", "release", "deploy", "verify")} == {"skipped"}, states
 
 
 def test_second_start_is_refused(platform: Platform) -> None:

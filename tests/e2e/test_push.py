@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airloom.cli.runs import summarize
-from airloom.contract import Deployment, RunPlan
+from airloom.contract import DataVersion, Deployment, RunPlan
 from airloom.errors import NotFoundError
 from airloom.flows.build import STATUS_CONTEXT
 from airloom.flows.deployments import deployment
@@ -19,6 +20,7 @@ from tests.e2e.traffic import Traffic
 LEARNS = "functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)"
 LEARNS_NOTHING = "functional.cross_entropy(logits * 0, labels, label_smoothing=label_smoothing)"
 PARAMS = "params = TrainParams.of(request.params)"
+PACKED = "rows_per_shard=params.rows_per_shard)"
 ENCODED = "value = served.predictor.encode(output)"
 
 
@@ -54,7 +56,7 @@ def code_of(platform: Platform, run_id: str) -> dict[str, str]:
     return {repo: pin.commit for repo, pin in plan.code.items()}
 
 
-def run_of_push(platform: Platform, repo: str, commit: str) -> dict[str, Any]:
+def run_of_push(platform: Platform, repo: str, commit: str, *, timeout: float = 120) -> dict[str, Any]:
     """Wait for the run that a push has started, to its end; its summary."""
 
     def found() -> str | None:
@@ -62,7 +64,7 @@ def run_of_push(platform: Platform, repo: str, commit: str) -> dict[str, Any]:
         started = [run["dag_run_id"] for run in recent if run["run_type"] == "asset_triggered"]
         return next((run_id for run_id in started if code_of(platform, run_id).get(repo) == commit), None)
 
-    run_id = platform.wait_for(f"a run of {repo}@{commit[:8]}", found, timeout=120)
+    run_id = platform.wait_for(f"a run of {repo}@{commit[:8]}", found, timeout)
     summary = summarize(platform.hooks, "digits", platform.hooks.airflow.wait("digits", run_id))
     plan = RunPlan.model_validate(platform.returned(run_id, "resolve"))
     assert plan.trigger.kind == "push"
@@ -143,8 +145,6 @@ def test_push_of_a_good_model_is_served_and_no_request_is_lost(platform: Platfor
 
 def test_push_that_cannot_run_says_where_and_the_next_one_works(platform: Platform, serving: Path) -> None:
     """The next one changes nothing but the serving: no stage runs again, and the model stays."""
-    # A promoted candidate is evaluated once more, without the champion that it has become itself.
-    assert platform.run()["state"] == "success"
     before = release_of(platform.hooks, "digits", platform.deployed() or "")
     app = serving / "serving" / "app.py"
     good = app.read_text()
@@ -225,3 +225,93 @@ def test_release_that_fails_under_traffic_is_rolled_back_and_the_next_one_is_ser
     assert clients.failures == []
     assert set(clients.releases) == {before, now}
     assert champion(platform) == was_champion
+
+
+def test_twenty_quick_pushes_end_with_the_last_one_served(platform: Platform, serving: Path) -> None:
+    """Whoever is overtaken may not be built or served; nobody is built twice, and none is served after a later one."""
+    before, was_champion = platform.deployed(), champion(platform)
+    app = serving / "serving" / "app.py"
+    good = app.read_text()
+    commits = []
+    with traffic(platform) as clients:
+        for number in range(20):
+            app.write_text(f"{good}\n# Push {number}.\n")
+            commits.append(platform.push(serving, f"Change {number}"))
+        summary = run_of_push(platform, "ds_modelserving", commits[-1], timeout=300)
+    assert summary["state"] == "success", summary
+    now = platform.deployed()
+    assert now is not None
+    assert release_of(platform.hooks, "digits", now).serving_commit == commits[-1]
+    assert clients.failures == []
+    assert champion(platform) == was_champion
+
+    listed = json.loads(platform.airloom("pushes", "--repo", "ds_modelserving", "-n", "40", "--json").stdout)
+    pushed = {push["commit"]: push for push in listed}
+    built = [commit for commit in commits if pushed.get(commit, {}).get("build") == "built"]
+    assert built[-1] == commits[-1]
+    assert {pushed[commit]["builds"] for commit in built} == {1}
+    assert not [push for commit, push in pushed.items() if commit in commits and push["builds"] > 1]
+    runs = [run["dag_run_id"] for run in platform.hooks.airflow.runs("digits", limit=25)]
+    started = [code_of(platform, run_id).get("ds_modelserving", "") for run_id in reversed(runs)]
+    order = [commits.index(commit) for commit in started if commit in commits]
+    assert order == sorted(set(order))
+    assert now == f"{before}".rpartition(".")[0] + f".{int(str(before).rpartition('.')[2]) + len(order)}"
+    assert "    built in " in platform.hooks.airflow.run("digits", summary["run_id"])["note"]
+
+
+def data_of(platform: Platform, summary: dict[str, Any]) -> DataVersion:
+    return DataVersion.model_validate(platform.returned(summary["run_id"], "version"))
+
+
+def test_push_that_changes_preprocessing_makes_another_data_version(platform: Platform, tmp_path: Path) -> None:
+    served = release_of(platform.hooks, "digits", platform.deployed() or "")
+    before = {tag.name for tag in platform.hooks.git.list_tags("de_datapreprocessing", "digits/")}
+    work = platform.clone("de_datapreprocessing", tmp_path / "de_datapreprocessing")
+    # The same rows in other files: what is learnt stays as good, so that the gate has nothing against it.
+    edit(work / "preprocessing" / "stage.py", PACKED, PACKED.replace(")", " // 2)"))
+    commit = platform.push(work, "Pack fewer rows into a shard")
+    summary = run_of_push(platform, "de_datapreprocessing", commit)
+    assert (summary["state"], summary["verdict"]) == ("success", "promoted"), summary
+    assert [task["cache"] for task in summary["tasks"] if task["cache"]] == ["miss", "miss", "miss"]
+
+    version = data_of(platform, summary)
+    assert {tag.name for tag in platform.hooks.git.list_tags("de_datapreprocessing", "digits/")} - before == {
+        version.tag
+    }
+    earlier, now = (
+        json.loads(platform.hooks.git.read_tag("de_datapreprocessing", tag).message)
+        for tag in (served.data_tag, version.tag)
+    )
+    assert version.md5 != served.data_md5
+    assert now["rows"] == earlier["rows"]
+    assert now["files"] > earlier["files"]
+    release = release_of(platform.hooks, "digits", platform.deployed() or "")
+    assert release.version == next_patch(served.version)
+    assert (release.data_tag, release.data_md5) == (version.tag, version.md5)
+    assert release.lineage == served.lineage | {"de_datapreprocessing": commit}
+    for subject, wanted in ((f"digits-{release.version}", version.tag), (version.tag, f"digits-{release.version}")):
+        shown = platform.airloom("lineage", subject).stdout
+        assert wanted in shown, f"lineage {subject} does not lead to {wanted}\n{shown}"
+        assert commit[:8] in shown
+
+
+def test_run_of_older_commits_gives_their_data_and_figures_again(platform: Platform) -> None:
+    """Both repos have moved on since; forced, so that every stage runs anew."""
+    then = data_of(platform, platform.first)
+    plan = RunPlan.model_validate(platform.returned(platform.first["run_id"], "resolve"))
+    older = {repo: plan.code[repo].commit for repo in ("de_datapreprocessing", "ds_mlmodeling")}
+    for repo, commit in older.items():
+        assert platform.hooks.git.head(repo) != commit
+    asked = [part for repo, commit in older.items() for part in ("--commit", f"{repo}={commit[:10]}")]
+    summary = platform.run("--force", *asked)
+    assert summary["state"] == "success", summary
+    again = RunPlan.model_validate(platform.returned(summary["run_id"], "resolve"))
+    assert again.spec_digest == plan.spec_digest, "an earlier test has left another configuration"
+    assert {repo: pin.commit for repo, pin in again.code.items()}.items() >= older.items()
+    assert [task["cache"] for task in summary["tasks"] if task["cache"]] == ["forced", "forced", "forced"]
+    now = data_of(platform, summary)
+    assert now.tag != then.tag
+    assert (now.md5, now.digest) == (then.md5, then.digest)
+    metrics, digest = platform.evaluated(platform.first["run_id"])
+    assert platform.evaluated(summary["run_id"]) == (metrics, digest)
+    assert "accuracy" in metrics

@@ -10,11 +10,11 @@ from types import TracebackType
 import httpx
 
 PER_SECOND = 75.0
-_CLIENTS = 4
+_CLIENTS = 8
 
 
 class Traffic:
-    """Asks for predictions through the gateway, from `__enter__` to `__exit__`, on kept connections.
+    """Asks for predictions through the gateway, from `__enter__` to `__exit__`, on kept connections; never twice.
 
     Attributes:
         releases: release -> answers that it gave.
@@ -55,7 +55,7 @@ class Traffic:
         with httpx.Client(timeout=30, trust_env=False, headers={"Content-Type": "image/png"}) as client:
             while not self._stop.is_set():
                 try:
-                    answer = self._post(client)
+                    answer = client.post(self._url, content=self._content)
                     failure = "" if answer.status_code == 200 else f"{answer.status_code}: {answer.text[:200]}"
                     release = "" if failure else str(answer.json()["release"])
                 except (httpx.HTTPError, ValueError, KeyError) as error:
@@ -68,15 +68,3 @@ class Traffic:
                 # By the clock: what a pause made late is caught up.
                 due += _CLIENTS / PER_SECOND
                 self._stop.wait(max(0.0, due - time.monotonic()))
-
-    def _post(self, client: httpx.Client) -> httpx.Response:
-        """A gateway that takes new routes closes kept connections, one perhaps that is just being written to.
-
-        Its request was not read; many HTTP libraries send it again on a new connection, which httpx leaves to us.
-        """
-        try:
-            return client.post(self._url, content=self._content)
-        except httpx.RemoteProtocolError as error:
-            if "without sending a response" not in str(error):
-                raise
-            return client.post(self._url, content=self._content)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,30 +18,30 @@ from airloom.embedded.airflow_server import airflow_home
 from airloom.errors import AuthError, ConfigError, NotFoundError, UnavailableError
 from airloom.hooks.airflow_api import AirflowApi
 from airloom.hooks.ledger import Ledger
-from tests.fixtures.airflow import RunningAirflow, airflow, until  # noqa: F401
+from tests.fixtures.airflow import RunningAirflow, until
 
 pytestmark = pytest.mark.timeout(240)
 
 
-def page(airflow: RunningAirflow, path: str, *, token: str | None = None, accept: str = "*/*") -> requests.Response:  # noqa: F811
+def page(airflow: RunningAirflow, path: str, *, token: str | None = None, accept: str = "*/*") -> requests.Response:
     headers = {"Accept": accept, **({"Authorization": f"Bearer {token}"} if token else {})}
     url = f"{airflow.api.url}{path}"
     return requests.get(url, headers=headers, allow_redirects=False, timeout=20)
 
 
-def token_of(airflow: RunningAirflow) -> str:  # noqa: F811
+def token_of(airflow: RunningAirflow) -> str:
     body = {"username": "admin", "password": airflow.settings.secret("admin_password")}
     return str(requests.post(f"{airflow.api.url}/auth/token", json=body, timeout=20).json()["access_token"])
 
 
-def run_trivial(airflow: RunningAirflow, conf: Mapping[str, Any] | None = None) -> tuple[str, str]:  # noqa: F811
+def run_trivial(airflow: RunningAirflow, conf: Mapping[str, Any] | None = None) -> tuple[str, str]:
     """Run the trivial DAG; return the run's id and state."""
     until(lambda: any(dag["dag_id"] == "trivial" for dag in airflow.api.dags()), seconds=30, what="trivial not parsed")
     run_id = airflow.api.trigger("trivial", conf)
     return run_id, airflow.api.wait("trivial", run_id, timeout_seconds=60, poll_seconds=0.3)["state"]
 
 
-def test_all_components_are_healthy(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_all_components_are_healthy(airflow: RunningAirflow) -> None:
     health = airflow.api.health()
     assert {name: part["status"] for name, part in health.items()} == {
         "metadatabase": "healthy",
@@ -49,13 +52,13 @@ def test_all_components_are_healthy(airflow: RunningAirflow) -> None:  # noqa: F
     assert airflow.api.healthy()
 
 
-def test_secrets_are_private(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_secrets_are_private(airflow: RunningAirflow) -> None:
     home = airflow_home(airflow.settings)
     assert stat.S_IMODE((home / "passwords.json").stat().st_mode) == 0o600
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
 
-def test_a_run_is_in_the_ledger_the_metrics_and_on_its_page(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_a_run_is_in_the_ledger_the_metrics_and_on_its_page(airflow: RunningAirflow) -> None:
     run_id, state = run_trivial(airflow)
     assert state == "success"
     ledger = Ledger.from_settings(airflow.settings)
@@ -79,18 +82,25 @@ def test_a_run_is_in_the_ledger_the_metrics_and_on_its_page(airflow: RunningAirf
     assert "nothing equal ran before" in html.text
     assert run_id in html.text
     assert "default-src 'none'" in html.headers["Content-Security-Policy"]
-    assert run_id.split("+")[0] in page(airflow, "/airloom/", token=token).text
+    start = page(airflow, "/airloom/", token=token).text
+    assert run_id.split("+")[0] in start
+    assert 'href="/airloom/receipts"' in start
+    receipts = page(airflow, "/airloom/receipts", token=token)
+    assert receipts.status_code == 200
+    assert "Nothing has been asked yet." in receipts.text.partition("Latest of trivial")[2]
+    found = page(airflow, "/airloom/receipts?id=%20some-id", token=token)
+    assert (found.status_code, found.headers["location"]) == (302, "/airloom/receipts/some-id")
 
 
-def test_a_failure_is_in_the_ledger_with_its_reason(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_a_failure_is_in_the_ledger_with_its_reason(airflow: RunningAirflow) -> None:
     run_id, state = run_trivial(airflow, {"fail": True})
     assert state == "failed"
     (train,) = Ledger.from_settings(airflow.settings).tasks("trivial", run_id)
-    assert (train.state, train.reason) == ("failed", "asked to fail")
+    assert (train.state, train.reason) == ("failed", "ValueError: asked to fail")
     assert any("asked to fail" in line for line in airflow.api.task_log("trivial", run_id, "train"))
 
 
-def test_pages_need_the_login_and_metrics_do_not(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_pages_need_the_login_and_metrics_do_not(airflow: RunningAirflow) -> None:
     for path in ("/airloom/", "/airloom/runs/trivial/some-run", "/airloom/receipts/some-id"):
         assert page(airflow, path).status_code == 401, path
         sent_to = page(airflow, path, accept="text/html")
@@ -99,7 +109,7 @@ def test_pages_need_the_login_and_metrics_do_not(airflow: RunningAirflow) -> Non
     assert page(airflow, "/airloom/metrics").status_code == 200
 
 
-def test_pages_of_what_does_not_exist(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_pages_of_what_does_not_exist(airflow: RunningAirflow) -> None:
     token = token_of(airflow)
     missing = page(airflow, "/airloom/runs/trivial/%3Cscript%3Ealert(1)%3C%2Fscript%3E", token=token)
     assert missing.status_code == 404
@@ -107,7 +117,7 @@ def test_pages_of_what_does_not_exist(airflow: RunningAirflow) -> None:  # noqa:
     assert "&lt;script&gt;" in missing.text
 
 
-def test_a_push_starts_what_is_built_from_the_repo(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_a_push_starts_what_is_built_from_the_repo(airflow: RunningAirflow) -> None:
     name = stage_asset("some_repo")
     until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=30, what="no asset")
     before = {run["dag_run_id"] for run in airflow.api.runs("trivial")}
@@ -129,7 +139,7 @@ def test_a_push_starts_what_is_built_from_the_repo(airflow: RunningAirflow) -> N
         airflow.api.asset_events(stage_asset("unheard_of"))
 
 
-def test_all_events_are_found_newest_first(airflow: RunningAirflow, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_all_events_are_found_newest_first(airflow: RunningAirflow, monkeypatch: pytest.MonkeyPatch) -> None:
     name = stage_asset("ds_modelserving")  # of the pipeline digits, whose runs would fail here
     until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=30, what="no asset")
     airflow.api.pause("digits")
@@ -142,7 +152,7 @@ def test_all_events_are_found_newest_first(airflow: RunningAirflow, monkeypatch:
     airflow.api.unpause("digits")
 
 
-def test_the_reconciler_is_there_and_waits_for_its_time(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_the_reconciler_is_there_and_waits_for_its_time(airflow: RunningAirflow) -> None:
     found = until(
         lambda: next((dag for dag in airflow.api.dags() if dag["dag_id"] == "airloom__reconcile"), None),
         seconds=40,
@@ -151,11 +161,11 @@ def test_the_reconciler_is_there_and_waits_for_its_time(airflow: RunningAirflow)
     assert not found["is_paused"]
     assert found["timetable_summary"] == "*/5 * * * *"
     first = datetime.fromisoformat(found["next_dagrun_run_after"])
-    assert all(datetime.fromisoformat(run["run_after"]) < first for run in airflow.api.runs("airloom__reconcile"))
+    assert all(datetime.fromisoformat(run["run_after"]) <= first for run in airflow.api.runs("airloom__reconcile"))
     assert first.minute % 5 == 0
 
 
-def test_notes_xcoms_and_marks(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_notes_xcoms_and_marks(airflow: RunningAirflow) -> None:
     run_id, _ = run_trivial(airflow)
     airflow.api.set_run_note("trivial", run_id, "pushed by ada\n" + "x" * 2000)
     airflow.api.set_task_note("trivial", run_id, "gate", "promoted")
@@ -169,7 +179,7 @@ def test_notes_xcoms_and_marks(airflow: RunningAirflow) -> None:  # noqa: F811
     assert airflow.api.run("trivial", run_id)["state"] == "failed"
 
 
-def test_invalid_yamls_are_import_errors_and_the_others_stay(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_invalid_yamls_are_import_errors_and_the_others_stay(airflow: RunningAirflow) -> None:
     """`trivial.yaml` of the fixture's project has a name that is not its file's."""
 
     def shown() -> dict[str, Any] | None:
@@ -193,7 +203,7 @@ def test_invalid_yamls_are_import_errors_and_the_others_stay(airflow: RunningAir
     )
 
 
-def test_parameters_are_checked_before_the_run(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_parameters_are_checked_before_the_run(airflow: RunningAirflow) -> None:
     until(lambda: any(dag["dag_id"] == "digits" for dag in airflow.api.dags()), seconds=40, what="no pipeline")
     with pytest.raises(ConfigError, match="force"):
         airflow.api.trigger("digits", {"force": "certainly"})
@@ -201,7 +211,43 @@ def test_parameters_are_checked_before_the_run(airflow: RunningAirflow) -> None:
         airflow.api.trigger("no_such_pipeline")
 
 
-def test_errors_name_the_cause(airflow: RunningAirflow) -> None:  # noqa: F811
+def test_a_busy_database_loses_no_run_and_doubles_none(airflow: RunningAirflow) -> None:
+    """Whoever holds the database for longer than SQLite's own patience delays a run; that is all."""
+    run_trivial(airflow)
+    before = {run["dag_run_id"] for run in airflow.api.runs("trivial", limit=100)}
+    path = airflow_home(airflow.settings) / "airflow.db"
+    with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(airflow.api.trigger, "trivial")
+            with pytest.raises(TimeoutError):
+                asked.result(7)
+            database.execute("ROLLBACK")
+            run_id = asked.result(40)
+    assert {run["dag_run_id"] for run in airflow.api.runs("trivial", limit=100)} - before == {run_id}
+    assert airflow.api.wait("trivial", run_id, timeout_seconds=60)["state"] == "success"
+
+
+def test_a_run_that_was_made_is_not_made_again(airflow: RunningAirflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is lost, not the run."""
+    run_trivial(airflow)
+    before = {run["dag_run_id"] for run in airflow.api.runs("trivial", limit=100)}
+    send, lost = requests.Session.request, []
+
+    def losing(self: requests.Session, method: str, url: str, **kwargs: Any) -> requests.Response:
+        answer = send(self, method, url, **kwargs)
+        if method == "POST" and url.endswith("/dagRuns") and not lost:
+            lost.append(answer)
+            raise requests.ConnectionError("the answer is lost")
+        return answer
+
+    monkeypatch.setattr(requests.Session, "request", losing)
+    run_id = airflow.api.trigger("trivial")
+    assert len(lost) == 1
+    assert {run["dag_run_id"] for run in airflow.api.runs("trivial", limit=100)} - before == {run_id}
+
+
+def test_errors_name_the_cause(airflow: RunningAirflow) -> None:
     url = airflow.api.url
     wrong = AirflowApi(url=url, username="admin", password="wrong", patience_seconds=0)
     with pytest.raises(AuthError, match="401"):
@@ -213,7 +259,7 @@ def test_errors_name_the_cause(airflow: RunningAirflow) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("broken", ["not.a.token", ""])
-def test_a_token_that_is_refused_is_renewed(airflow: RunningAirflow, broken: str) -> None:  # noqa: F811
+def test_a_token_that_is_refused_is_renewed(airflow: RunningAirflow, broken: str) -> None:
     api = AirflowApi.from_settings(airflow.settings)
     api.dags()
     api._token = broken

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from airloom.errors import NotFoundError
-from tests.fixtures.airflow import RunningAirflow, airflow, until  # noqa: F401
+from tests.fixtures.airflow import RunningAirflow, until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -34,17 +34,17 @@ with DAG("asks", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), cat
 
 
 @pytest.fixture(scope="module")
-def asks(airflow: RunningAirflow) -> RunningAirflow:  # noqa: F811
+def asks(airflow: RunningAirflow) -> RunningAirflow:
     (airflow.settings.project / "dags" / "asks.py").write_text(DAG_FILE)
     until(lambda: any(dag["dag_id"] == "asks" for dag in airflow.api.dags()), seconds=60, what="the DAG is not seen")
     return airflow
 
 
-def states(airflow: RunningAirflow, run_id: str) -> dict[str, str]:  # noqa: F811
+def states(airflow: RunningAirflow, run_id: str) -> dict[str, str]:
     return {task["task_id"]: task["state"] for task in airflow.api.task_instances("asks", run_id)}
 
 
-def details(airflow: RunningAirflow, run_id: str, answer: str | None = None) -> dict[str, Any]:  # noqa: F811
+def details(airflow: RunningAirflow, run_id: str, answer: str | None = None) -> dict[str, Any]:
     """What the person is asked; with `answer`, answers it as the UI does."""
     base = airflow.api.url
     body = {"username": "admin", "password": airflow.settings.secret("admin_password")}
@@ -61,7 +61,7 @@ def details(airflow: RunningAirflow, run_id: str, answer: str | None = None) -> 
     return dict(found.json())
 
 
-def logs(airflow: RunningAirflow, run_id: str) -> str:  # noqa: F811
+def logs(airflow: RunningAirflow, run_id: str) -> str:
     """What each try of the question wrote, as far as Airflow has it."""
     found = []
     for number in range(1, 5):

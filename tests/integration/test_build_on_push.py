@@ -1,6 +1,5 @@
 """From a push to a build: the real git server, the real object store, the real command."""
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 import os
@@ -9,34 +8,23 @@ import threading
 from pathlib import Path
 
 import pytest
+import requests
 
 from airloom.contract import Stage
 from airloom.embedded import builder, git_server
 from airloom.errors import BuildFailedError
-from airloom.flows.build import build, find_build
+from airloom.flows.build import STATUS_CONTEXT, build, find_build
 from airloom.flows.pushes import list_pushes
 from airloom.hooks.connect import Hooks
 from airloom.hooks.object_store import ObjectStore
 from airloom.settings import Settings
 from tests.conftest import make_settings
-from tests.fixtures.git import StageRepoFixture, git, git_settings, gitbucket, stage_repo  # noqa: F401
-from tests.fixtures.pushes import (  # noqa: F401
-    GOOD,
-    MAIN,
-    STAGES,
-    AirflowDouble,
-    airflow,
-    builds_of,
-    deliveries,
-    hooked,
-    status,
-    wait_for,
-)
-from tests.fixtures.s3 import s3_store  # noqa: F401
+from tests.fixtures.git import StageRepoFixture, git
+from tests.fixtures.pushes import GOOD, MAIN, STAGES, AirflowDouble, builds_of, deliveries, status, wait_for
 from tests.fixtures.services import running
 
 
-def test_a_push_is_built_and_a_bad_one_says_why(hooked: StageRepoFixture, airflow: AirflowDouble) -> None:
+def test_a_push_is_built_and_a_bad_one_says_why(hooked: StageRepoFixture, airflow_double: AirflowDouble) -> None:
     hooks = Hooks(hooked.settings)
     bad = hooked.commit_files("Bad", {**GOOD, "main.py": MAIN + "def f(:\n"})
     hooked.push()
@@ -49,10 +37,21 @@ def test_a_push_is_built_and_a_bad_one_says_why(hooked: StageRepoFixture, airflo
     record = find_build(hooks, hooked.name, good)
     assert record is not None
     assert (record.commit, record.pusher, set(record.stages)) == (good, "airloom", {Stage.TRAIN})
-    wait_for(lambda: airflow.of(hooked.name), "event")
-    log = hooked.settings.log_dir / "builds" / f"{hooked.name}-{good[:12]}.log"
-    assert "built in" in log.read_text()
-    assert airflow.of(hooked.name) == [{"repo": hooked.name, "commit": good, "pusher": "airloom", "message": "Good"}]
+    wait_for(lambda: airflow_double.of(hooked.name), "event")
+    page = f"{hooked.settings.git_page_url}/airloom/{hooked.name}/builds/"
+    assert record.url == f"{page}{good}"
+    rows = hooks.gitbucket.statuses(hooked.name, good)
+    assert {row["target_url"] for row in rows if row["context"] == STATUS_CONTEXT} == {record.url}
+    login = (hooked.settings.git_user, hooked.settings.secret("git_password"))
+    assert "built in" in requests.get(record.url, auth=login, timeout=10).text
+    assert "invalid syntax" in requests.get(f"{page}{bad}", auth=login, timeout=10).text
+    assert requests.get(record.url, timeout=10).status_code == 401
+    (hooked.settings.log_dir / "builds" / f"{hooked.name}-{good[:12]}.log").unlink()
+    for gone in (good, "0" * 40, "..%2f..%2fetc%2fpasswd"):
+        assert requests.get(f"{page}{gone}", auth=login, timeout=10).status_code == 404
+    assert airflow_double.of(hooked.name) == [
+        {"repo": hooked.name, "commit": good, "pusher": "airloom", "message": "Good"}
+    ]
 
 
 def test_data_versions_start_no_build(hooked: StageRepoFixture) -> None:
@@ -82,7 +81,7 @@ def test_data_versions_start_no_build(hooked: StageRepoFixture) -> None:
     assert all(status(hooked, commit) == ("", "") for commit in commits)
 
 
-def test_many_pushes_end_with_the_last_one_built(hooked: StageRepoFixture, airflow: AirflowDouble) -> None:
+def test_many_pushes_end_with_the_last_one_built(hooked: StageRepoFixture, airflow_double: AirflowDouble) -> None:
     shas = []
     for number in range(20):
         shas.append(hooked.commit_files(f"Change {number}", {**GOOD, "main.py": f"{MAIN}# {number}\n"}))
@@ -91,8 +90,8 @@ def test_many_pushes_end_with_the_last_one_built(hooked: StageRepoFixture, airfl
     wait_for(lambda: find_build(hooks, hooked.name, shas[-1]), "record of the last")
     logs = [path.read_text() for path in (hooked.settings.log_dir / "builds").glob(f"{hooked.name}-*.log")]
     assert all(text.count("built in") <= 1 for text in logs)
-    wait_for(lambda: shas[-1] in [extra["commit"] for extra in airflow.of(hooked.name)], "event of the last")
-    told = [extra["commit"] for extra in airflow.of(hooked.name)]
+    wait_for(lambda: shas[-1] in [extra["commit"] for extra in airflow_double.of(hooked.name)], "event of the last")
+    told = [extra["commit"] for extra in airflow_double.of(hooked.name)]
     assert told == sorted(set(told), key=shas.index)
     assert status(hooked, shas[-1])[0] == "success"
     ended = {"built", "failed"}
@@ -119,7 +118,7 @@ def test_two_builds_of_one_commit_are_one(hooked: StageRepoFixture) -> None:
 
 
 def test_a_build_that_was_killed_with_the_server_is_taken_up(
-    session_settings: Settings, s3_store: ObjectStore, airflow: AirflowDouble, tmp_path: Path
+    session_settings: Settings, s3_store: ObjectStore, airflow_double: AirflowDouble, tmp_path: Path
 ) -> None:
     # A git server of its own, beside the store that the tests share.
     ports = {name: getattr(session_settings, name) for name in ("s3_port", "airflow_port")}
@@ -144,6 +143,9 @@ def test_a_build_that_was_killed_with_the_server_is_taken_up(
     with running(git_server.service(own), own.log_dir):
         wait_for(lambda: find_build(hooks, "slow", sha), "record")
         wait_for(lambda: status(repo, sha)[0] == "success", "success")
+    record = find_build(hooks, "slow", sha)
+    assert record is not None
+    assert (record.repo, record.commit) == ("slow", sha)
 
 
 def test_a_dependency_that_does_not_exist_fails_the_command(hooked: StageRepoFixture) -> None:

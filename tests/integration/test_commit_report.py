@@ -1,6 +1,5 @@
 """The way back, on a real git server: statuses on commits, and a release with its model card."""
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from airloom.flows.commit_report import (
 )
 from airloom.hooks.connect import Hooks
 from airloom.settings import Settings
-from tests.fixtures.git import StageRepoFixture, git_settings, gitbucket, stage_repo  # noqa: F401
+from tests.fixtures.git import StageRepoFixture
 from tests.fixtures.plans import make_data_version, make_plan
 
 REASONS = ["accuracy 0.97 is at least 0.9", "accuracy 0.97 is 0.01 worse than the champion's 0.98"]

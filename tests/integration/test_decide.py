@@ -10,13 +10,11 @@ import pytest
 
 from airloom.contract import GateDecision, RunPlan, Stage, StageOutcome, Verdict
 from airloom.errors import ContractError, NotFoundError
-from airloom.flows.gate import champion, decide
+from airloom.flows.gate import champion, decide, measured_beside
 from tests.fixtures.plans import TAG, MemoryStore, make_data_version, make_outcome, make_plan, make_spec
 
 if TYPE_CHECKING:
     from tests.fixtures.registry import LoggedModel, RegistryFixture
-
-pytest_plugins = ["tests.fixtures.registry"]
 
 FILES = {"model.json": b"{}", "weights/network.pt": b"weights"}
 
@@ -124,6 +122,28 @@ def test_the_champion_met_again_in_the_cache_keeps_its_version(models: RegistryF
     assert any("same model as the champion (version 1)" in reason for reason in decision.reasons)
     tags = models.registry.version(models.name, "1").tags
     assert (tags["airloom.run_id"], tags["airloom.gate.run_id"]) == ("run-1", "run-2")
+
+
+def test_the_champion_met_again_keeps_what_it_was_measured_beside(models: RegistryFixture) -> None:
+    one, two = models.log_model(FILES, key="1"), models.log_model({**FILES, "more": b"x"}, key="2")
+    deciding(models, plan_of(models, "run-1"), trained(one), accuracy=0.95)
+    models.registry.set_alias(models.name, "champion", "1")
+    beside = measured_beside(hooks(models), plan_of(models), two.uri, two.digest)
+    assert beside is not None
+    assert beside.version == "1"
+    figures = {"accuracy": 0.97, "champion__accuracy": 0.95}
+    first = deciding(models, plan_of(models, "run-2"), trained(two), facts={"champion_version": "1"}, **figures)
+    models.registry.set_alias(models.name, "champion", "2")
+    for run_id in ("run-3", "run-4"):  # what the first of them decides is what the second finds
+        beside = measured_beside(hooks(models), plan_of(models), two.uri, two.digest)
+        assert beside is not None
+        facts = {"champion_version": beside.version}
+        later = deciding(models, plan_of(models, run_id), trained(two), facts=facts, **figures)
+        assert (later.verdict, later.champion_version) == (Verdict.PROMOTED, "1")
+        assert later.champion_metrics == first.champion_metrics == {"accuracy": 0.95}
+        assert any("same model as the champion (version 2)" in reason for reason in later.reasons)
+    models.registry.set_alias(models.name, "champion", "1")
+    assert measured_beside(hooks(models), plan_of(models), one.uri, one.digest) is None, "it was the first"
 
 
 def test_a_champion_below_a_new_threshold_is_told(models: RegistryFixture) -> None:

@@ -10,10 +10,10 @@ import pytest
 import requests
 
 from airloom.settings import Settings
-from tests.fixtures.git import StageRepoFixture, git, git_settings, gitbucket, stage_repo  # noqa: F401
+from tests.fixtures.git import StageRepoFixture, git
 
 
-def test_push_and_clone_give_the_bytes_back(stage_repo: StageRepoFixture, tmp_path: Path) -> None:  # noqa: F811
+def test_push_and_clone_give_the_bytes_back(stage_repo: StageRepoFixture, tmp_path: Path) -> None:
     content = os.urandom(300_000)
     sha = stage_repo.commit_files("Add data", {"a/b.bin": content, "läng ü.txt": "hi"})
     stage_repo.push()
@@ -22,21 +22,21 @@ def test_push_and_clone_give_the_bytes_back(stage_repo: StageRepoFixture, tmp_pa
     assert git("rev-parse", "HEAD", cwd=tmp_path / "copy").stdout.strip() == sha
 
 
-def test_gitbuckets_clone_address_works_too(stage_repo: StageRepoFixture, tmp_path: Path) -> None:  # noqa: F811
+def test_gitbuckets_clone_address_works_too(stage_repo: StageRepoFixture, tmp_path: Path) -> None:
     sha = stage_repo.commit("Add x", x__txt="x")
     stage_repo.push()
     url = stage_repo.url.replace("/airloom/repo", "/git/airloom/repo")
     assert sha in git("ls-remote", url, cwd=tmp_path).stdout
 
 
-def test_a_push_of_many_megabytes_arrives(stage_repo: StageRepoFixture) -> None:  # noqa: F811
+def test_a_push_of_many_megabytes_arrives(stage_repo: StageRepoFixture) -> None:
     # More than http.postBuffer: git then sends chunks without a length.
     stage_repo.commit_files("Add much", {f"{n}.bin": os.urandom(4 * 1024 * 1024) for n in range(6)})
     stage_repo.push()
     assert "refs/heads/main" in git("ls-remote", stage_repo.url, cwd=stage_repo.work).stdout
 
 
-def test_a_compressed_body_is_understood(stage_repo: StageRepoFixture) -> None:  # noqa: F811
+def test_a_compressed_body_is_understood(stage_repo: StageRepoFixture) -> None:
     sha = stage_repo.commit("Start", x__txt="0")
     stage_repo.push()
     settings = stage_repo.settings
@@ -55,7 +55,7 @@ def test_a_compressed_body_is_understood(stage_repo: StageRepoFixture) -> None: 
 
 
 @pytest.mark.parametrize(("user", "password"), [("airloom", "wrong"), ("nobody", "x"), ("airloom", "")])
-def test_a_wrong_password_is_refused(stage_repo: StageRepoFixture, user: str, password: str) -> None:  # noqa: F811
+def test_a_wrong_password_is_refused(stage_repo: StageRepoFixture, user: str, password: str) -> None:
     stage_repo.commit("Add x", x__txt="x")
     done = git("push", stage_repo.url_of(user, password), "main", cwd=stage_repo.work, check=False)
     assert done.returncode != 0
@@ -63,7 +63,7 @@ def test_a_wrong_password_is_refused(stage_repo: StageRepoFixture, user: str, pa
     assert git("ls-remote", stage_repo.url, cwd=stage_repo.work).stdout == ""
 
 
-def test_the_administrator_may_push(stage_repo: StageRepoFixture) -> None:  # noqa: F811
+def test_the_administrator_may_push(stage_repo: StageRepoFixture) -> None:
     sha = stage_repo.commit("Add x", x__txt="x")
     url = stage_repo.url_of("admin", stage_repo.settings.secret("admin_password"))
     git("push", "--quiet", url, "main", cwd=stage_repo.work)
@@ -80,7 +80,7 @@ def test_the_administrator_may_push(stage_repo: StageRepoFixture) -> None:  # no
         "/airloom/x.git/HEAD",
     ],
 )
-def test_nothing_is_shown_without_a_password(git_settings: Settings, path: str) -> None:  # noqa: F811
+def test_nothing_is_shown_without_a_password(git_settings: Settings, path: str) -> None:
     answer = requests.get(f"{git_settings.git_base_url}{path}", timeout=10)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Basic")
@@ -96,7 +96,7 @@ def test_nothing_is_shown_without_a_password(git_settings: Settings, path: str) 
         ("/airloom/REPO.git/info/refs?service=git-upload-archive", 403),
     ],
 )
-def test_only_gits_smart_protocol_is_spoken(stage_repo: StageRepoFixture, path: str, status: int) -> None:  # noqa: F811
+def test_only_gits_smart_protocol_is_spoken(stage_repo: StageRepoFixture, path: str, status: int) -> None:
     settings = stage_repo.settings
     session = requests.Session()
     request = requests.Request(
@@ -107,7 +107,7 @@ def test_only_gits_smart_protocol_is_spoken(stage_repo: StageRepoFixture, path: 
     assert session.send(prepared, timeout=10).status_code in {status, 404}
 
 
-def test_a_broken_push_leaves_nothing(stage_repo: StageRepoFixture) -> None:  # noqa: F811
+def test_a_broken_push_leaves_nothing(stage_repo: StageRepoFixture) -> None:
     settings = stage_repo.settings
     answer = requests.post(
         f"{settings.git_base_url}/airloom/{stage_repo.name}.git/git-receive-pack",

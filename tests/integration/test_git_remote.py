@@ -19,10 +19,9 @@ from airloom.hooks.connect import Hooks
 from airloom.hooks.git import GitRemote
 from airloom.settings import Settings
 from tests.conftest import make_settings
-from tests.fixtures.git import StageRepoFixture, git, git_remote, git_settings, gitbucket, stage_repo  # noqa: F401
+from tests.fixtures.git import StageRepoFixture, git
 from tests.fixtures.services import free_port
 
-# ruff: noqa: F811
 WHEN = datetime(2026, 11, 21, 4, 0, tzinfo=UTC)
 
 
@@ -77,6 +76,24 @@ def test_unknown_repo_branch_file_and_tag(git_remote: GitRemote, stage_repo: Sta
         git_remote.read_file(stage_repo.name, sha, "y.txt")
     with pytest.raises(NotFoundError, match="no tag 'digits/x'"):
         git_remote.read_tag(stage_repo.name, "digits/x")
+
+
+def test_several_files_of_a_commit_are_read_at_once(git_remote: GitRemote, stage_repo: StageRepoFixture) -> None:
+    files = {"a.txt": "one\n", "b c/d.txt": "", "b c/é.bin": b"\n\0missing\n", "missing": "here"}
+    first = stage_repo.commit_files("One", files)
+    stage_repo.push()
+    asked = ["missing", "none", "b c/é.bin", "b c", "b c/d.txt", "a.txt"]
+    expected = {"a.txt": b"one\n", "b c/d.txt": b"", "b c/é.bin": b"\n\0missing\n", "missing": b"here"}
+    for rev in (first, first[:10], "main"):
+        assert git_remote.read_files(stage_repo.name, rev, asked) == expected
+    second = stage_repo.commit_files("Two", {"a.txt": "two\n"})
+    stage_repo.push()  # the mirror doesn't have it yet
+    assert git_remote.read_files(stage_repo.name, second, ["a.txt"]) == {"a.txt": b"two\n"}
+    assert git_remote.read_files(stage_repo.name, second, []) == {}
+    with pytest.raises(NotFoundError, match="no commit"):
+        git_remote.read_files(stage_repo.name, "0" * 40, ["a.txt"])
+    with pytest.raises(ContractError, match="no path inside"):
+        git_remote.read_files(stage_repo.name, first, ["a.txt\nb.txt"])
 
 
 def test_export_gives_the_very_bytes_once(git_remote: GitRemote, stage_repo: StageRepoFixture, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """GitBucket's users, from its first start on: the administrator is made, root/root is closed, and what goes wrong."""
 
-# ruff: noqa: F811
 from __future__ import annotations
+
+import base64
+from typing import Any
 
 import pytest
 import requests
@@ -9,8 +11,7 @@ import requests
 from airloom.errors import AuthError, ServiceError, UnavailableError
 from airloom.settings import Settings
 from airloom.stack.git_users import ensure_git_users
-from tests.fixtures.git import git_settings  # noqa: F401
-from tests.fixtures.gitbucket_server import GitBucketServer, User, gitbucket_server  # noqa: F401
+from tests.fixtures.gitbucket_server import GitBucketServer, User
 from tests.fixtures.services import free_port
 
 
@@ -70,6 +71,23 @@ def test_a_server_that_fails_leaves_nothing_half(fresh: Settings, gitbucket_serv
     with pytest.raises(ServiceError, match="root/root could not be closed: 500"):
         ensure_git_users(fresh)
     assert ensure_git_users(fresh) == "airloom, root/root closed"
+
+
+@pytest.mark.parametrize("user", ["airloom", "root"])
+def test_a_server_that_is_not_ready_is_not_called_closed(
+    fresh: Settings, gitbucket_server: GitBucketServer, user: str
+) -> None:
+    answers = gitbucket_server._answer
+
+    def failing(method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        login = base64.b64decode(headers["Authorization"].removeprefix("Basic ")).decode().partition(":")[0]
+        return (503, {"message": "starting"}) if login == user else answers(method, path, headers, body)
+
+    gitbucket_server.users["airloom"] = User(fresh.secret("git_password"), admin=True)
+    gitbucket_server._answer = failing  # type: ignore[method-assign]
+    with pytest.raises(ServiceError, match=f"cannot say who '{user}' is: 503"):
+        ensure_git_users(fresh)
+    assert not gitbucket_server.users["root"].suspended
 
 
 def test_who_is_no_administrator_cannot_close_root(fresh: Settings, gitbucket_server: GitBucketServer) -> None:

@@ -1,6 +1,5 @@
 """GitBucket's API and pages, by the client that speaks to both servers."""
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 import re
@@ -11,7 +10,7 @@ import requests
 from airloom.errors import AuthError, NotFoundError, UnavailableError
 from airloom.hooks.git import GitRemote
 from airloom.hooks.gitbucket import GitBucket
-from tests.fixtures.git import StageRepoFixture, git_remote, git_settings, gitbucket, stage_repo  # noqa: F401
+from tests.fixtures.git import StageRepoFixture
 from tests.fixtures.services import free_port
 
 EVIL = '<script>alert("x")</script>'

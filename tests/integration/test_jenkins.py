@@ -1,6 +1,5 @@
 """Push events on their way to Jenkins: hooks as they are provisioned, and what each event starts there."""
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 import hashlib
@@ -20,9 +19,9 @@ from airloom.hooks.jenkins import hook_url
 from airloom.settings import Settings
 from airloom.stack.git_users import ensure_git_users
 from airloom.stack.jenkins import Job
-from tests.fixtures.git import StageRepoFixture, git, git_settings, gitbucket, stage_repo  # noqa: F401
-from tests.fixtures.gitbucket_server import GitBucketServer, Hook, gitbucket_server  # noqa: F401
-from tests.fixtures.jenkins_server import NO_JOBS, JenkinsServer, jenkins_server  # noqa: F401
+from tests.fixtures.git import StageRepoFixture, git
+from tests.fixtures.gitbucket_server import GitBucketServer, Hook
+from tests.fixtures.jenkins_server import NO_JOBS, JenkinsServer
 from tests.fixtures.recorded import REPO, SECRET, recorded
 from tests.fixtures.stage_repo import wait_until
 

@@ -15,12 +15,11 @@ from airloom.contract import sha256_tree
 from airloom.errors import ConflictError, ContractError, NotFoundError, ServiceError, StorageFullError, UnavailableError
 from airloom.hooks.mlflow import ModelRegistry
 from airloom.hooks.mlflow_api import MlflowApi
+from tests.fixtures.mlflow import runs_with
 from tests.fixtures.services import free_port
 
 if TYPE_CHECKING:
     from tests.fixtures.registry import RegistryFixture
-
-pytest_plugins = ["tests.fixtures.registry"]
 
 ARTIFACT = {
     "model.json": b'{"entry": "toy:load"}',
@@ -42,7 +41,7 @@ def test_a_run_is_found_by_its_key(models: RegistryFixture) -> None:
     assert registry.run_info(first).status == "FAILED"
     assert registry.start_run(models.name, "digits/run:1+00:00") == first
     assert registry.run_info(first).status == "RUNNING"
-    assert [run.run_id for run in registry.runs_with("airloom.key", "digits/run:2+00:00")] == [other]
+    assert [run.run_id for run in runs_with(registry, "airloom.key", "digits/run:2+00:00")] == [other]
 
 
 def test_eight_threads_start_one_run_in_one_new_experiment(models: RegistryFixture) -> None:
@@ -56,7 +55,7 @@ def test_eight_threads_start_one_run_in_one_new_experiment(models: RegistryFixtu
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(start, clients))
     assert len(found) == 1
-    assert len(models.registry.runs_with("airloom.key", "same")) == 1
+    assert len(runs_with(models.registry, "airloom.key", "same")) == 1
 
 
 def test_clients_without_a_lock_in_common_agree_in_the_end(models: RegistryFixture, tmp_path: Path) -> None:

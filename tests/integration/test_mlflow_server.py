@@ -12,13 +12,12 @@ from airloom.embedded import mlflow_server
 from airloom.hooks.object_store import ObjectStore
 from airloom.settings import Settings
 from tests.conftest import make_settings
-from tests.fixtures.s3 import s3_store  # noqa: F401
 from tests.fixtures.services import running
 
 
 @pytest.fixture(scope="module")
 def mlflow_on_s3(
-    s3_store: ObjectStore,  # noqa: F811
+    s3_store: ObjectStore,
     session_settings: Settings,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Settings]:
@@ -36,7 +35,7 @@ def call(settings: Settings, path: str, body: dict[str, object]) -> httpx.Respon
 
 def test_artifacts_go_through_the_server_into_its_bucket(
     mlflow_on_s3: Settings,
-    s3_store: ObjectStore,  # noqa: F811
+    s3_store: ObjectStore,
     session_settings: Settings,
 ) -> None:
     experiment = call(mlflow_on_s3, "experiments/create", {"name": "e"}).json()["experiment_id"]

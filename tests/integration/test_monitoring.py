@@ -5,7 +5,6 @@ exporter, Pushgateway, Prometheus. Airflow's statistics come from Airflow's own 
 (fixtures/statsd.py). MySQL's exporter, cAdvisor, DCGM, Jenkins and MinIO are texts (fixtures/exposition).
 """
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 import subprocess
@@ -30,8 +29,7 @@ from airloom.hooks.ledger import Ledger, TaskOutcome
 from airloom.hooks.object_store import ObjectStore
 from airloom.settings import Settings
 from tests.conftest import make_settings
-from tests.fixtures.git import git, git_settings  # noqa: F401
-from tests.fixtures.mlflow import mlflow_settings  # noqa: F401
+from tests.fixtures.git import git
 from tests.fixtures.prometheus import (
     MONITORING,
     PrometheusApi,
@@ -44,9 +42,9 @@ from tests.fixtures.prometheus import (
     rule_expressions,
     running_program,
     running_prometheus,
+    wait_for_no_problem,
     wait_for_panels,
 )
-from tests.fixtures.s3 import s3_store  # noqa: F401
 from tests.fixtures.services import free_port, running
 from tests.fixtures.serving import process, tiny
 from tests.fixtures.statsd import Exporter, airflow_statistics
@@ -175,7 +173,7 @@ def world(
             **embedded_addresses(plugin_settings),
             "airflow-api-server:8080": plugin,
             "mlflow:5000": f"127.0.0.1:{mlflow_settings.mlflow_port}",
-            "git:8081": f"127.0.0.1:{git_settings.git_port}",
+            "forge:8081": f"127.0.0.1:{git_settings.git_port}",
             "seaweedfs:9327": embedded_addresses(session_settings)["seaweedfs:9327"],
             "statsd-exporter:9102": stack.enter_context(exposing(exporter.text)),
             "node-exporter:9100": stack.enter_context(exporter_of("prometheus-node-exporter", folder)),
@@ -261,9 +259,9 @@ def test_every_panel_shows_data(world: World) -> None:
 
 def test_every_service_is_scraped(world: World) -> None:
     wait_until(lambda: all(health == ["up"] * len(health) for health in world.api.jobs().values()))
-    assert world.absent == {"registry", "buildkit", "grafana"}
+    assert world.absent == {"registry", "grafana"}
     assert len(world.api.jobs()["serving"]) == 2
-    assert world.api.problems() == []
+    wait_for_no_problem(world.url)
 
 
 def test_every_rule_is_evaluated_and_every_record_has_data(world: World) -> None:
@@ -283,10 +281,9 @@ def test_alerts_see_what_is_wrong_and_nothing_else(world: World) -> None:
         return {(alert["labels"]["alertname"], alert["labels"].get("pipeline", "")) for alert in found}
 
     expected = {("GateRejectsRepeatedly", "stubborn"), ("PipelineFailing", "broken")}
-    wait_until(lambda: expected <= alerts())
-    # Of this machine's disks and memory nobody here knows anything.
+    # Of this machine's disks and memory nobody here knows anything. A scrape that came late is pending for a moment.
     machine = {"DiskAlmostFull", "DiskFillsUp", "MemoryShort", "ObjectStoreAlmostFull"}
-    assert {found for found in alerts() if found[0] not in machine} == expected
+    assert wait_until(lambda: {found for found in alerts() if found[0] not in machine} == expected)
 
 
 def test_series_of_a_release_name_pipeline_and_release(world: World) -> None:
@@ -294,7 +291,7 @@ def test_series_of_a_release_name_pipeline_and_release(world: World) -> None:
         rows = world.api.query('sum by (pipeline, release) (airloom:serving_requests:rate5m{status="200"})')
         return {(row["metric"]["pipeline"], row["metric"]["release"]) for row in rows}
 
-    wait_until(lambda: named() == {("tiny", "1.0.0"), ("tiny", "1.0.1")})
+    assert wait_until(lambda: named() == {("tiny", "1.0.0"), ("tiny", "1.0.1")})
 
 
 def test_images_labels_make_no_series_of_their_own(world: World) -> None:
@@ -322,7 +319,7 @@ def test_discovery_says_when_the_gateway_is_away(plugin_settings: Settings, tmp_
     from airloom.airflow_pages.monitoring import serving_targets
     from airloom.errors import UnavailableError
 
-    away = Gateway(f"unix:{tmp_path / 'nobody.sock'}", "http://127.0.0.1:1")
+    away = Gateway(f"unix:{tmp_path / 'nobody.sock'}", "http://127.0.0.1:1", tmp_path)
     with pytest.raises(UnavailableError, match="does not answer"):
         serving_targets(away)
 

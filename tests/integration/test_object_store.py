@@ -1,7 +1,5 @@
 """The object store hook against a real server."""
 
-# ruff: noqa: F811 - pytest's fixtures are imported by name and asked for by name
-
 from __future__ import annotations
 
 import hashlib
@@ -26,7 +24,7 @@ from airloom.errors import (
 from airloom.hooks.object_store import SINGLE_PUT_MAX_BYTES, ObjectStore
 from airloom.settings import Settings
 from tests.conftest import make_settings
-from tests.fixtures.s3 import make_buckets, s3_store  # noqa: F401
+from tests.fixtures.s3 import make_buckets
 from tests.fixtures.services import running
 
 BUCKET = "airloom"

@@ -23,9 +23,6 @@ from tests.fixtures.stage_repo import (
     wait_until,
 )
 
-pytest_plugins = ["tests.fixtures.stage_repo"]
-
-
 # How a job ends
 
 
@@ -244,8 +241,8 @@ def start_worker(bench: StageBench, do: str, **params: object) -> subprocess.Pop
 
 
 def test_killed_worker_leaves_a_job_that_another_adopts(stage_bench: StageBench, tmp_path: Path) -> None:
-    count = tmp_path / "count"
-    worker = start_worker(stage_bench, "lines", lines=100, pause=0.03, count=str(count))
+    go, count = tmp_path / "go", tmp_path / "count"
+    worker = start_worker(stage_bench, "lines", lines=100, pause=0.03, hold=50, file=str(go), count=str(count))
     assert worker.stdout is not None
     seen = [worker.stdout.readline().strip() for _ in range(5)]
     os.killpg(worker.pid, signal.SIGKILL)  # as Airflow does it: the whole group
@@ -256,6 +253,7 @@ def test_killed_worker_leaves_a_job_that_another_adopts(stage_bench: StageBench,
     found = runner.find(stage_bench.workspace)
     assert found is not None
     assert (found.running, found.key) == (True, "key")
+    go.touch()
     adopted: list[str] = []
     job_exit = runner.wait(found, adopted.append, lambda: False)
     assert job_exit.exit_code == 0
@@ -331,6 +329,7 @@ def test_another_process_with_the_same_id_is_not_the_job(stage_bench: StageBench
     """A process id is given again: what tells is when the process started."""
     handle = stage_bench.start("success")
     stage_bench.runner.wait(handle, lambda line: None, lambda: False)
+    wait_until(lambda: not process_tree.is_alive(handle.pid, handle.started), "the end of its watcher")
     path = stage_bench.workspace / "process.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pid": os.getpid()}))
     (stage_bench.workspace / "exit.json").unlink()

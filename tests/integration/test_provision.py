@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +16,12 @@ from airloom.errors import NotFoundError
 from airloom.hooks.connect import Hooks
 from airloom.hooks.object_store import ObjectStore
 from airloom.settings import Settings
-from tests.fixtures.airflow import RunningAirflow, airflow  # noqa: F401
-from tests.fixtures.git import StageRepoFixture, git_remote, git_settings, gitbucket, stage_repo  # noqa: F401
-from tests.fixtures.s3 import s3_store  # noqa: F401
+from tests.fixtures.airflow import RunningAirflow
+from tests.fixtures.git import StageRepoFixture
 
 
 @pytest.fixture
-def hooks(git_settings: Settings) -> Hooks:  # noqa: F811
+def hooks(git_settings: Settings) -> Hooks:
     return Hooks(git_settings)
 
 
@@ -46,7 +46,7 @@ def template(tmp_path: Path) -> Path:
 
 def test_template_is_the_first_commit_without_leftovers(
     hooks: Hooks,
-    stage_repo: StageRepoFixture,  # noqa: F811
+    stage_repo: StageRepoFixture,
     template: Path,
     tmp_path: Path,
 ) -> None:
@@ -62,7 +62,7 @@ def test_template_is_the_first_commit_without_leftovers(
 
 def test_what_people_pushed_is_never_written_over(
     hooks: Hooks,
-    stage_repo: StageRepoFixture,  # noqa: F811
+    stage_repo: StageRepoFixture,
     template: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -83,7 +83,7 @@ def test_description_is_the_first_sentence(template: Path, tmp_path: Path) -> No
 
 
 def test_digits_are_written_once_and_then_left_to_people(
-    s3_store: ObjectStore,  # noqa: F811
+    s3_store: ObjectStore,
     session_settings: Settings,
 ) -> None:
     hooks = Hooks(session_settings)
@@ -111,10 +111,14 @@ def test_digits_are_written_once_and_then_left_to_people(
         s3_store.get_bytes(bucket, wrong_key)
 
 
+def pool_of(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in ("name", "slots", "description", "include_deferred")}
+
+
 def test_whole_provisioning_twice(
-    airflow: RunningAirflow,  # noqa: F811
-    s3_store: ObjectStore,  # noqa: F811
-    git_settings: Settings,  # noqa: F811
+    airflow: RunningAirflow,
+    s3_store: ObjectStore,
+    git_settings: Settings,
     template: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -130,6 +134,11 @@ def test_whole_provisioning_twice(
     states: dict[str, str] = {}
     provisioning.provision(hooks, states.__setitem__, seed=False)
     head = hooks.git.head("provisioned")
+    # A person's choice, which stays, and a value that is the installation's.
+    pool = airflow.api._call("GET", "pools/airloom_stages")
+    assert pool["slots"] == 4
+    airflow.api._call("PATCH", "pools/airloom_stages", json={**pool_of(pool), "slots": 2})
+    airflow.api.ensure_variable("airloom_images", "elsewhere", "changed")
     provisioning.provision(hooks, states.__setitem__, seed=False)
 
     assert built == ["provisioned"]
@@ -146,11 +155,17 @@ def test_whole_provisioning_twice(
     assert {"airloom_s3", "airloom_git", "airloom_mlflow"} <= set(by_id)
     assert by_id["airloom_git"]["login"] == "airloom"
     assert git_settings.secret("git_password") not in str(found)
+    assert airflow.api._call("GET", "pools/airloom_stages")["slots"] == 2
+    found = airflow.api._call("GET", "variables")["variables"]
+    assert {variable["key"]: variable["value"] for variable in found} == {
+        "airloom_images": "airloom",
+        "airloom_docker_network": "host",
+    }
 
 
 def test_git_folder_above_is_of_no_concern(
     hooks: Hooks,
-    stage_repo: StageRepoFixture,  # noqa: F811
+    stage_repo: StageRepoFixture,
     template: Path,
 ) -> None:
     """The templates lie in a repository of their own project, which must stay as it is."""

@@ -1,6 +1,5 @@
 """What becomes of pushes whose events are lost, doubled, late, out of order or not what they seem."""
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 import hashlib
@@ -26,20 +25,10 @@ from airloom.hooks.git_command import run_git
 from airloom.hooks.object_store import ObjectStore
 from airloom.settings import Settings
 from tests.conftest import make_settings
-from tests.fixtures.git import StageRepoFixture, git, git_settings, gitbucket, stage_repo  # noqa: F401
-from tests.fixtures.pushes import (  # noqa: F401
-    GOOD,
-    MAIN,
-    AirflowDouble,
-    airflow,
-    builds_of,
-    deliveries,
-    hooked,
-    status,
-    wait_for,
-)
+from tests.fixtures.git import StageRepoFixture, git
+from tests.fixtures.pushes import GOOD, MAIN, AirflowDouble, builds_of, deliveries, status, wait_for
 from tests.fixtures.recorded import REPO, SECRET, TAG, Recorded, make_history, recorded
-from tests.fixtures.s3 import make_buckets, s3_store  # noqa: F401
+from tests.fixtures.s3 import make_buckets
 from tests.fixtures.services import running
 
 ZERO = "0" * 40
@@ -48,7 +37,7 @@ TAGS_AT_ONCE = 100
 
 
 @pytest.fixture
-def unhooked(stage_repo: StageRepoFixture, s3_store: ObjectStore, airflow: AirflowDouble) -> StageRepoFixture:
+def unhooked(stage_repo: StageRepoFixture, s3_store: ObjectStore, airflow_double: AirflowDouble) -> StageRepoFixture:
     """A repo whose events the test makes."""
     return stage_repo
 
@@ -82,8 +71,8 @@ def deliver(
     return send(repo.settings, body, {key: value for key, value in sent.items() if value})
 
 
-def told(airflow: AirflowDouble, repo: StageRepoFixture) -> list[str]:
-    return [extra["commit"] for extra in airflow.of(repo.name)]
+def told(airflow_double: AirflowDouble, repo: StageRepoFixture) -> list[str]:
+    return [extra["commit"] for extra in airflow_double.of(repo.name)]
 
 
 def pushes(repo: StageRepoFixture) -> dict[str, Push]:
@@ -107,7 +96,7 @@ def idle(settings: Settings) -> None:
     wait_for(lambda: count() == 0, "end of all builds")
 
 
-def test_a_lost_event_hides_no_change(unhooked: StageRepoFixture, airflow: AirflowDouble) -> None:
+def test_a_lost_event_hides_no_change(unhooked: StageRepoFixture, airflow_double: AirflowDouble) -> None:
     first = unhooked.commit_files("Start", GOOD)
     unhooked.push()
     assert deliver(unhooked, first).status_code == 202
@@ -118,7 +107,7 @@ def test_a_lost_event_hides_no_change(unhooked: StageRepoFixture, airflow: Airfl
     unhooked.push()
     assert deliver(unhooked, third, before=second).json()["build"] == f"{unhooked.name}@{third}"
     ended(unhooked, third)
-    assert told(airflow, unhooked) == [first, third]
+    assert told(airflow_double, unhooked) == [first, third]
     fourth = unhooked.commit_files("Document it more", {"README.md": "even more"})
     unhooked.push()
     assert deliver(unhooked, fourth, before=third).json() == {"ignored": "nothing that a stage is made of has changed"}
@@ -129,7 +118,7 @@ def test_a_lost_event_hides_no_change(unhooked: StageRepoFixture, airflow: Airfl
     assert (found[fourth].build, found[fourth].message) == ("none", "Told by the event")
 
 
-def test_a_doubled_event_builds_and_starts_once(unhooked: StageRepoFixture, airflow: AirflowDouble) -> None:
+def test_a_doubled_event_builds_and_starts_once(unhooked: StageRepoFixture, airflow_double: AirflowDouble) -> None:
     sha = unhooked.commit_files("Start", GOOD)
     unhooked.push()
     with ThreadPoolExecutor(8) as threads:
@@ -138,14 +127,14 @@ def test_a_doubled_event_builds_and_starts_once(unhooked: StageRepoFixture, airf
     ended(unhooked, sha)
     assert deliver(unhooked, sha, name="late-copy").json() == {"ignored": "the commit has been built"}
     idle(unhooked.settings)
-    assert told(airflow, unhooked) == [sha]
+    assert told(airflow_double, unhooked) == [sha]
     (push,) = pushes(unhooked).values()
     assert len(push.deliveries) == 9
     log = unhooked.settings.log_dir / "builds" / f"{unhooked.name}-{sha[:12]}.log"
     assert log.read_text().count(" built in ") == 1
 
 
-def test_a_doubled_event_of_a_bad_commit_fails_once(unhooked: StageRepoFixture, airflow: AirflowDouble) -> None:
+def test_a_doubled_event_of_a_bad_commit_fails_once(unhooked: StageRepoFixture, airflow_double: AirflowDouble) -> None:
     bad = unhooked.commit_files("Bad", {**GOOD, "main.py": "x ="})
     unhooked.push()
     deliver(unhooked, bad)
@@ -156,13 +145,15 @@ def test_a_doubled_event_of_a_bad_commit_fails_once(unhooked: StageRepoFixture, 
     unhooked.push()
     assert deliver(unhooked, good).status_code == 202
     ended(unhooked, good)
-    assert told(airflow, unhooked) == [good]
+    assert told(airflow_double, unhooked) == [good]
     found = pushes(unhooked)
     assert (found[bad].build, found[bad].builds) == ("failed", 1)
     assert "main.py:1: invalid syntax" in found[bad].reason
 
 
-def test_late_and_reordered_events_build_the_tip_alone(unhooked: StageRepoFixture, airflow: AirflowDouble) -> None:
+def test_late_and_reordered_events_build_the_tip_alone(
+    unhooked: StageRepoFixture, airflow_double: AirflowDouble
+) -> None:
     commits = []
     for number in range(3):
         commits.append(unhooked.commit_files(f"Change {number}", {**GOOD, "main.py": f"{MAIN}# {number}\n"}))
@@ -174,7 +165,7 @@ def test_late_and_reordered_events_build_the_tip_alone(unhooked: StageRepoFixtur
     assert deliver(unhooked, first, name="very-late").status_code == 200
     idle(unhooked.settings)
     assert built_commits(Hooks(unhooked.settings), unhooked.name) == {third}
-    assert told(airflow, unhooked) == [third]
+    assert told(airflow_double, unhooked) == [third]
     found = pushes(unhooked)
     assert f"main is at {third[:8]} by now" in found[second].reason
     assert found[first].build == "none"
@@ -203,7 +194,7 @@ def test_what_is_not_to_be_trusted_leaves_no_trace(unhooked: StageRepoFixture) -
     assert send(unhooked.settings, event.body, event.headers).status_code == 401
 
 
-def test_the_reconciler_finds_what_was_lost(unhooked: StageRepoFixture, airflow: AirflowDouble) -> None:
+def test_the_reconciler_finds_what_was_lost(unhooked: StageRepoFixture, airflow_double: AirflowDouble) -> None:
     hooks = Hooks(unhooked.settings)
     sha = unhooked.commit_files("Start", GOOD)
     unhooked.push()
@@ -215,25 +206,25 @@ def test_the_reconciler_finds_what_was_lost(unhooked: StageRepoFixture, airflow:
     assert look() == [(sha, "built")]
     assert look() == []
     assert deliver(unhooked, sha).json() == {"ignored": "the commit has been built"}  # the event was only late
-    assert told(airflow, unhooked) == [sha]
+    assert told(airflow_double, unhooked) == [sha]
     idle(unhooked.settings)
     (push,) = pushes(unhooked).values()
     assert (push.asked_by, push.build, push.deliveries) == ("reconciler", "built", [f"delivery-of-{sha[:8]}"])
 
 
 def test_a_build_that_is_killed_after_it_has_told_starts_nothing_twice(
-    unhooked: StageRepoFixture, airflow: AirflowDouble
+    unhooked: StageRepoFixture, airflow_double: AirflowDouble
 ) -> None:
     sha = unhooked.commit_files("Start", GOOD)
     unhooked.push()
-    airflow.gate.clear()
+    airflow_double.gate.clear()
     try:
         deliver(unhooked, sha)
-        wait_for(lambda: told(airflow, unhooked), "event")
+        wait_for(lambda: told(airflow_double, unhooked), "event")
         (pid,) = builds_of(sha)
         os.killpg(pid, signal.SIGKILL)
     finally:
-        airflow.gate.set()
+        airflow_double.gate.set()
     idle(unhooked.settings)
     hooks = Hooks(unhooked.settings)
     record = find_build(hooks, unhooked.name, sha)
@@ -242,10 +233,10 @@ def test_a_build_that_is_killed_after_it_has_told_starts_nothing_twice(
     assert pushes(unhooked)[sha].build == "running or killed"
     (action,) = reconcile(hooks, repos=[unhooked.name], grace=timedelta(0))
     assert (action.commit, action.did) == (sha, "told")
-    assert told(airflow, unhooked) == [sha]
+    assert told(airflow_double, unhooked) == [sha]
 
 
-def test_five_hundred_data_versions_start_no_build(hooked: StageRepoFixture, airflow: AirflowDouble) -> None:
+def test_five_hundred_data_versions_start_no_build(hooked: StageRepoFixture, airflow_double: AirflowDouble) -> None:
     sha = hooked.commit_files("Start", GOOD)
     hooked.push()
     ended(hooked, sha)
@@ -267,7 +258,7 @@ def test_five_hundred_data_versions_start_no_build(hooked: StageRepoFixture, air
     assert [path.name for path in logs] == [f"{hooked.name}-{sha[:12]}.log"]
     assert built_commits(Hooks(hooked.settings), hooked.name) == {sha}
     assert set(pushes(hooked)) == {sha}
-    assert told(airflow, hooked) == [sha]
+    assert told(airflow_double, hooked) == [sha]
     assert reconcile(Hooks(hooked.settings), repos=[hooked.name], grace=timedelta(0)) == []
 
 
@@ -312,7 +303,7 @@ class Stand:
 
 
 @pytest.fixture
-def stand(session_settings: Settings, s3_store: ObjectStore, airflow: AirflowDouble, tmp_path: Path):
+def stand(session_settings: Settings, s3_store: ObjectStore, airflow_double: AirflowDouble, tmp_path: Path):
     ports = {name: getattr(session_settings, name) for name in ("s3_port", "airflow_port")}
     own = make_settings(tmp_path / "home", **ports)
     (own.secrets_dir / "webhook_secret").write_text(SECRET)

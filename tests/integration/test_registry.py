@@ -1,6 +1,5 @@
 """The image registry's client against Debian's docker-registry: logins, tokens, and what goes wrong."""
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 import threading
@@ -11,19 +10,9 @@ import pytest
 
 from airloom.errors import AuthError, NotFoundError, ServiceError, UnavailableError
 from airloom.hooks import registry as registry_module
-from airloom.hooks.registry import Registry
+from airloom.hooks.registry import HiddenError, Registry, find_image
 from airloom.settings import Settings
-from tests.fixtures.image_registry import (  # noqa: F401
-    USER,
-    ImageRegistry,
-    TokenIssuer,
-    basic,
-    login_registry,
-    login_settings,
-    tls_registry,
-    token_issuer,
-    token_registry,
-)
+from tests.fixtures.image_registry import USER, ImageRegistry, TokenIssuer, basic
 from tests.fixtures.services import free_port
 
 ABSENT = "sha256:" + "0" * 64
@@ -279,3 +268,38 @@ def test_addresses(host: str, address: str, path: str, settings: Settings) -> No
 def test_nobody_listens(settings: Settings) -> None:
     with pytest.raises(UnavailableError, match="does not answer"):
         Registry(settings, f"localhost:{free_port()}").tags("a/b")
+
+
+def test_the_installations_registry_is_asked_by_its_own_address(
+    login_registry: ImageRegistry, login_settings: Settings, headers: dict[str, str]
+) -> None:
+    """The engine's name for it leads nowhere from here, as 127.0.0.1 does in a container."""
+    digest = login_registry.push("airloom/one", "x", headers)
+    settings = login_settings.model_copy(update={"registry": "engine.test:5050", "registry_url": login_registry.host})
+    assert find_image(settings, "engine.test:5050/airloom/one", "x") == digest
+    assert find_image(settings, "engine.test:5050/airloom/one", digest) == digest
+    assert find_image(settings, "engine.test:5050/airloom/one", "y") is None
+    assert find_image(settings, "other.test/airloom/one", "x") is None, "an image of another registry"
+    assert find_image(settings.model_copy(update={"registry": ""}), "airloom/one", "x") is None
+    elsewhere = settings.model_copy(update={"registry_url": f"localhost:{free_port()}"})
+    with pytest.raises(UnavailableError, match="does not answer") as caught:
+        find_image(elsewhere, "engine.test:5050/airloom/one", "x")
+    assert "AIRLOOM_REGISTRY_URL" in str(caught.value.hint)
+
+
+def test_what_is_hidden_from_a_user_is_as_good_as_not_there(
+    token_registry: ImageRegistry, token_issuer: TokenIssuer, login_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Docker Hub answers a user for a repository that does not exist yet; a wrong password is another matter."""
+    settings = login_settings.model_copy(update={"registry": token_registry.host})
+    name = f"{token_registry.host}/private/new"
+    assert find_image(settings, name, "x") is None  # this user may read it, and it is not there
+    monkeypatch.setattr(token_issuer, "_answer", lambda path, login: (200, {"token": token_issuer.token("a:b:c", [])}))
+    with pytest.raises(HiddenError):
+        Registry(settings, token_registry.host).digest_of("private/new", "x")
+    assert find_image(settings, name, "x") is None
+    monkeypatch.setattr(token_issuer, "_answer", lambda path, login: (401, {"details": "incorrect password"}))
+    with pytest.raises(AuthError, match="refuses the user"):
+        find_image(settings, name, "x")
+    with pytest.raises(AuthError, match="wants a login"):
+        find_image(settings.model_copy(update={"registry_user": ""}), name, "x")

@@ -1,7 +1,5 @@
 """Pinning a run's raw data on a real object store."""
 
-# ruff: noqa: F811 - pytest's fixtures are imported by name and asked for by name
-
 from __future__ import annotations
 
 import json
@@ -14,7 +12,6 @@ from airloom.hooks.connect import Hooks
 from airloom.hooks.object_store import ObjectStore
 from airloom.settings import Settings
 from airloom.spec.pipeline import Source
-from tests.fixtures.s3 import s3_store  # noqa: F401
 
 
 def test_a_pin_keeps_the_bytes_that_were_there(s3_store: ObjectStore, session_settings: Settings) -> None:

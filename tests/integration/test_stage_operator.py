@@ -26,10 +26,10 @@ from tests.fixtures.plans import make_plan, make_spec
 from tests.fixtures.services import running
 from tests.fixtures.stage_repo import processes_of, write_stage_repo
 
-pytest_plugins = ["tests.fixtures.s3"]
 pytestmark = pytest.mark.timeout(300)
 
 PIPELINE = "staged"
+BRIEF = "staged_briefly"  # the same, but that its stage may last 20 s only
 DAG = """
 import json
 from datetime import UTC, datetime, timedelta
@@ -42,39 +42,41 @@ from airloom.operators.stage import StageOperator
 class Resolve(BaseOperator):
     def execute(self, context):
         plan = json.loads(Path(__file__).with_name("plan.json").read_text())
-        plan["run_id"] = context["run_id"]
+        plan["pipeline"], plan["run_id"] = context["dag"].dag_id, context["run_id"]
         plan["stages"]["preprocess"]["params"] = context["params"]["stage"]
         return plan
 
 
-with DAG("staged", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False, tags={"airloom"},
-         params={"stage": {}}):
-    stage = StageOperator(task_id="preprocess", stage=Stage.PREPROCESS, retries=2, retry_delay=timedelta(seconds=1),
-                          execution_timeout=timedelta(seconds=20))
-    Resolve(task_id="resolve") >> stage
+for dag_id, seconds in (("staged", 120), ("staged_briefly", 20)):
+    with DAG(dag_id, schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False, tags={"airloom"},
+             params={"stage": {}}):
+        stage = StageOperator(task_id="preprocess", stage=Stage.PREPROCESS, retries=2,
+                              retry_delay=timedelta(seconds=1), execution_timeout=timedelta(seconds=seconds))
+        Resolve(task_id="resolve") >> stage
 """
 
 
 class Staged:
-    """The DAG, and the processes of its stage."""
+    """A DAG, and the processes of its stage."""
 
-    def __init__(self, airflow: RunningAirflow) -> None:
+    def __init__(self, airflow: RunningAirflow, pipeline: str) -> None:
         self.api = airflow.api
         self.settings = airflow.settings
+        self.pipeline = pipeline
 
     def start(self, do: str, **params: Any) -> str:
-        until(lambda: any(dag["dag_id"] == PIPELINE for dag in self.api.dags()), seconds=60, what="not parsed")
-        return self.api.trigger(PIPELINE, {"stage": {"do": do, **params}})
+        until(lambda: any(dag["dag_id"] == self.pipeline for dag in self.api.dags()), seconds=60, what="not parsed")
+        return self.api.trigger(self.pipeline, {"stage": {"do": do, **params}})
 
     def wait(self, run_id: str, seconds: float = 120) -> str:
-        return str(self.api.wait(PIPELINE, run_id, timeout_seconds=seconds, poll_seconds=0.3)["state"])
+        return str(self.api.wait(self.pipeline, run_id, timeout_seconds=seconds, poll_seconds=0.3)["state"])
 
     def task(self, run_id: str) -> dict[str, Any]:
-        return next(task for task in self.api.task_instances(PIPELINE, run_id) if task["task_id"] == "preprocess")
+        return next(task for task in self.api.task_instances(self.pipeline, run_id) if task["task_id"] == "preprocess")
 
     def running(self, run_id: str) -> JobHandle:
         """The job, once the stage has written something."""
-        workspace = workspace_of(self.settings, PIPELINE, run_id, Stage.PREPROCESS)
+        workspace = workspace_of(self.settings, self.pipeline, run_id, Stage.PREPROCESS)
         log = workspace / "log.txt"
         until(lambda: log.exists() and log.stat().st_size > 0, seconds=60, what="the stage does not run")
         handle = ProcessRunner().find(workspace)
@@ -82,11 +84,11 @@ class Staged:
         return handle
 
     def log(self, run_id: str, try_number: int) -> str:
-        return "\n".join(self.api.task_log(PIPELINE, run_id, "preprocess", try_number))
+        return "\n".join(self.api.task_log(self.pipeline, run_id, "preprocess", try_number))
 
 
 @pytest.fixture(scope="module")
-def staged(tmp_path_factory: pytest.TempPathFactory, s3_store: ObjectStore) -> Iterator[Staged]:
+def airflow(tmp_path_factory: pytest.TempPathFactory, s3_store: ObjectStore) -> Iterator[RunningAirflow]:
     root = tmp_path_factory.mktemp("staged")
     project = make_project(root / "project")
     settings = make_settings(root / "home", project=project, s3_url=s3_store.endpoint_url)
@@ -101,8 +103,13 @@ def staged(tmp_path_factory: pytest.TempPathFactory, s3_store: ObjectStore) -> I
     with ExitStack() as stack:
         for service in services(settings):
             stack.enter_context(running(service, root / "logs"))
-        yield Staged(RunningAirflow(settings, AirflowApi.from_settings(settings)))
+        yield RunningAirflow(settings, AirflowApi.from_settings(settings))
     reap(settings, is_live=lambda pipeline, run_id: False)
+
+
+@pytest.fixture
+def staged(airflow: RunningAirflow) -> Staged:
+    return Staged(airflow, PIPELINE)
 
 
 def _plan(store: ObjectStore) -> RunPlan:
@@ -165,7 +172,7 @@ def test_a_task_whose_worker_has_to_go_leaves_its_stage(staged: Staged, tmp_path
     task = psutil.Process(handle.pid).parent()
     assert task is not None
     os.kill(task.pid, signal.SIGTERM)
-    until(lambda: staged.task(run_id)["try_number"] == 2, seconds=60, what="no second try")
+    until(lambda: staged.task(run_id)["try_number"] == 2, seconds=90, what="no second try")
     go.touch()
     assert staged.wait(run_id) == "success"
     assert count.read_text() == "ran\n"
@@ -175,13 +182,15 @@ def test_a_run_that_is_marked_as_failed_stops_its_stage(staged: Staged) -> None:
     run_id = staged.start("family")
     handle = staged.running(run_id)
     staged.api.mark(PIPELINE, run_id, "failed")
-    until(lambda: not processes_of(handle.id), seconds=30, what="the stage still runs")
+    until(lambda: not processes_of(handle.id), seconds=60, what="the stage still runs")
     assert staged.wait(run_id) == "failed"
 
 
-def test_a_timeout_of_the_task_stops_the_stage(staged: Staged) -> None:
+def test_a_timeout_of_the_task_stops_the_stage(airflow: RunningAirflow) -> None:
+    staged = Staged(airflow, BRIEF)
     run_id = staged.start("family")
     handle = staged.running(run_id)
     until(lambda: staged.task(run_id)["try_number"] == 2, seconds=90, what="no second try")
-    until(lambda: not processes_of(handle.id), seconds=20, what="the stage still runs")
-    staged.api.mark(PIPELINE, run_id, "failed")
+    until(lambda: not processes_of(handle.id), seconds=60, what="the stage still runs")
+    staged.api.mark(BRIEF, run_id, "failed")
+    assert staged.wait(run_id) == "failed"

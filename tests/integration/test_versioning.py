@@ -1,9 +1,8 @@
 """Data versions on a real object store and a real git server, read back by stock DVC."""
 
-# ruff: noqa: F811 - pytest's fixtures are imported by name and asked for by name
-
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -24,20 +23,13 @@ from airloom.flows import datasets, version
 from airloom.flows.cache import key_parts, source_inputs
 from airloom.flows.cache_lookup import lookup
 from airloom.hooks.connect import Hooks
-from airloom.hooks.dvc import DvcStore, object_key
+from airloom.hooks.dvc import LIST_FROM_OBJECTS, DvcStore, object_key
 from airloom.hooks.object_store import ObjectStore
 from airloom.settings import Settings
 from tests.conftest import ROOT, make_settings
 from tests.fixtures.datasets import CREATED, make_dataset, make_outcome, make_plan
-from tests.fixtures.git import (  # noqa: F401
-    StageRepoFixture,
-    git,
-    git_remote,
-    git_settings,
-    gitbucket,
-    stage_repo,
-)
-from tests.fixtures.s3 import make_buckets, s3_store  # noqa: F401
+from tests.fixtures.git import StageRepoFixture, git
+from tests.fixtures.s3 import make_buckets
 from tests.fixtures.services import running
 
 DVC = Path(sys.executable).with_name("dvc")
@@ -154,7 +146,9 @@ def test_the_tag_tells_where_everything_came_from(hooks: Hooks, pin: CodePin, tm
     assert message["rows"] == {"train": 70, "validation": 15, "test": 15}
     assert message["source"]["digest"] == plan.source.digest
     assert message["plan"] == f"s3://airloom/{plan.prefix}/plan.json"
-    assert version.data_version_of(tag, pin.repo) == made.model_copy(update={"created": False})
+    names = {"code_commit", "path", "md5", "files", "size_bytes", "digest"}
+    assert {name: message[name] for name in names} == made.model_dump(mode="json", include=names)
+    assert tag.commit == made.commit
 
 
 def test_a_second_try_finds_its_own_tag_and_moves_nothing(hooks: Hooks, pin: CodePin, tmp_path: Path) -> None:
@@ -321,8 +315,10 @@ def test_a_file_that_changes_under_the_upload_is_noticed(hooks: Hooks, pin: Code
     assert not hooks.store.exists("dvc", object_key(pipeline_of(pin), listing.md5))
 
 
-def test_a_lost_object_is_found_named_and_put_back(hooks: Hooks, pin: CodePin, tmp_path: Path) -> None:
-    plan, folder = make_plan(pin, pipeline=pipeline_of(pin)), make_dataset(tmp_path / "d")
+@pytest.mark.parametrize("files", [5, LIST_FROM_OBJECTS + 50], ids=["asked for each", "listed"])
+def test_a_lost_object_is_found_named_and_put_back(hooks: Hooks, pin: CodePin, tmp_path: Path, files: int) -> None:
+    plan = make_plan(pin, pipeline=pipeline_of(pin))
+    folder = make_dataset(tmp_path / "d", {f"f{n:03d}": b"%d" % n for n in range(files)})
     made = version.version_dataset(hooks, plan=plan, outcome=make_outcome(folder, plan))
     version.verify_remote(hooks, made)
     remote = DvcStore.from_settings(hooks.settings, hooks.store)
@@ -351,6 +347,8 @@ def test_a_materialized_dataset_is_whole_read_only_and_shared(hooks: Hooks, pin:
     assert (path / "a").stat().st_mode & 0o222 == 0
     assert path.stat().st_mode & 0o222 == 0
     assert not list(path.parent.glob(f".{path.name}.*.tmp"))
+    md5s = {name: hashlib.md5((path / name).read_bytes(), usedforsecurity=False).hexdigest() for name in ("a", "sub/b")}
+    assert datasets.objects_of(hooks, made) == md5s
     # Damage, in the folder and (the same inode) in the cache, is noticed and mended.
     (path / "a").chmod(0o644)
     (path / "a").write_bytes(b"damaged")

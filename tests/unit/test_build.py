@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import pytest
 
 from airloom.contract import Stage
 from airloom.contract.assets import stage_asset
-from airloom.errors import AirloomError, BuildFailedError, NotFoundError, UnavailableError
-from airloom.flows import announce
-from airloom.flows import build as build_flow
-from airloom.flows.build import build, find_build, find_failure
+from airloom.errors import AirloomError, BuildFailedError, ConfigError, NotFoundError, UnavailableError
+from airloom.flows import announce, build_checks
+from airloom.flows.build import build, builds_of, find_build, find_failure
 from airloom.settings import Settings
 from tests.fixtures.build_bench import GOOD, MAIN, Bench
 from tests.fixtures.git import git
@@ -120,13 +120,23 @@ def test_a_build_in_another_environment_starts_nothing_again(bench: Bench, monke
     assert bench.airflow.create_asset_event.call_count == 1
 
 
-def test_what_is_owed_to_airflow_is_told_from_what_nobody_uses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def nobody_uses_it(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    bench.hooks.settings = bench.hooks.settings.model_copy(update={"configs": str(tmp_path / "none")})
+    bench.hooks.settings.__dict__.pop("configs_dir", None)
+
+
+def test_what_is_owed_to_airflow_is_told_from_what_nobody_uses(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     bench.commit(GOOD)
     assert bench.build(announce=False).airflow == "not asked"
     monkeypatch.setattr(announce, "_SECONDS", 0.1)
     bench.airflow.create_asset_event.side_effect = UnavailableError("Airflow did not answer")
     assert bench.build().airflow == "due"
     bench.airflow.create_asset_event.side_effect = NotFoundError("no such asset")
+    assert bench.build().airflow == "due"  # digits uses it, and Airflow has not read digits
+    nobody_uses_it(bench, tmp_path)
     record = bench.build()
     assert record.airflow == "no pipeline"
     assert find_build(bench.hooks, "ds_mlmodeling", record.commit).airflow == "no pipeline"  # type: ignore[union-attr]
@@ -169,7 +179,7 @@ def test_a_failed_commit_is_built_again_only_when_a_person_asks(
     assert fails("reconciler") == "x"
     assert bench.statuses[-1][0] == "failure"
     assert fails("person") == "xx"
-    monkeypatch.setattr(build_flow, "_load_entry_point", lambda what, folder: None)  # it was installed
+    monkeypatch.setattr(build_checks, "load_entry_point", lambda *_: None)  # it was installed
     assert bench.build().created
     assert not bench.build(asked_by="push").created
 
@@ -193,8 +203,17 @@ def test_each_build_is_in_the_ledger_of_pushes(bench: Bench) -> None:
     assert [e["id"] for e in ended] == [e["id"] for e in bench.store.entries("start")]
 
 
-def test_a_repo_that_no_pipeline_uses_is_built(bench: Bench) -> None:
+def test_a_push_before_airflow_has_read_its_pipeline_stays_owed(bench: Bench) -> None:
     bench.commit(GOOD)
+    bench.airflow.create_asset_event.side_effect = NotFoundError("no such asset")
+    record = bench.build(asked_by="push")
+    assert (record.announced, record.airflow) == (False, "due")
+    assert bench.statuses[-1] == ("success", "built: train; Airflow has not read digits yet: told when it has")
+
+
+def test_a_repo_that_no_pipeline_uses_is_built(bench: Bench, tmp_path: Path) -> None:
+    bench.commit(GOOD)
+    nobody_uses_it(bench, tmp_path)
     bench.airflow.create_asset_event.side_effect = NotFoundError("no such asset")
     assert not bench.build().announced
     assert bench.statuses[-1] == ("success", "built: train; no pipeline uses this repo, so that none was started")
@@ -240,11 +259,11 @@ def test_an_entry_point_that_hangs_is_ended(bench: Bench, monkeypatch: pytest.Mo
     spawn = "import subprocess, time\np = subprocess.Popen(['sleep', '600'])\n"
     tell = f"open({str(marker)!r}, 'w').write(str(p.pid))\n"
     bench.commit({**GOOD, "main.py": f"{spawn}{tell}time.sleep(600)\n"})
-    monkeypatch.setattr(build_flow, "_ENTRY_SECONDS", 2.0)
-    with pytest.raises(BuildFailedError, match="did not end within 2 s"):
+    monkeypatch.setattr(build_checks, "_ENTRY_SECONDS", 10.0)
+    with pytest.raises(BuildFailedError, match="did not end within 10 s"):
         bench.build()
     stat = Path(f"/proc/{int(marker.read_text())}/stat")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}:
         assert time.monotonic() < deadline, "what the entry point started lives on"
         time.sleep(0.02)
@@ -269,6 +288,37 @@ def test_a_store_that_does_not_answer_is_an_error_and_no_failure_of_the_commit(b
     with pytest.raises(UnavailableError):
         bench.build()
     assert bench.statuses[-1] == ("error", "could not be built: the object store did not answer")
+
+
+def test_a_record_says_where_the_log_is(bench: Bench) -> None:
+    bench.hooks.settings = bench.hooks.settings.model_copy(update={"build_url": "http://jenkins/job/r/7/console"})
+    sha = bench.commit(GOOD)
+    record = bench.build()
+    assert record.url == "http://jenkins/job/r/7/console"
+    wanted = {"ds_mlmodeling": sha, "another": "0" * 40}
+    assert builds_of(bench.hooks, wanted) == {"ds_mlmodeling": record}
+    bench.store.down = True
+    assert builds_of(bench.hooks, wanted) == {}
+
+
+def test_without_the_linter_nothing_is_built(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of the commit's, which is built as soon as the linter is there."""
+    sha = bench.commit(GOOD)
+    monkeypatch.setattr(build_checks.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(ConfigError, match="there is no ruff"):
+        bench.build(asked_by="push")
+    assert bench.statuses[-1] == ("error", "could not be built: there is no ruff, which builds lint with")
+    assert find_build(bench.hooks, "ds_mlmodeling", sha) is None
+    monkeypatch.undo()
+    assert bench.build(asked_by="push").created
+
+
+def test_the_platform_brings_what_builds_run() -> None:
+    """Its image holds the extra `stack` and no more."""
+    with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    assert "airloom[platform]" in extras["stack"]
+    assert [package for package in extras["platform"] if package.startswith("ruff>=")]
 
 
 def test_a_build_counts_although_its_status_cannot_be_set(bench: Bench) -> None:

@@ -80,7 +80,7 @@ def test_of_many_that_wait_the_newest_is_built(bench: Bench) -> None:
     bench.let_go()
     bench.wait(lambda: len(bench.ended) == 2)
     assert bench.lines() == ["start x first", "end x first", "start x later19", "end x later19"]
-    assert bench.state.wanted_builds() == []
+    bench.wait(lambda: bench.state.wanted_builds() == [])
 
 
 def test_repos_are_built_side_by_side(bench: Bench) -> None:
@@ -89,6 +89,7 @@ def test_repos_are_built_side_by_side(bench: Bench) -> None:
     bench.wait(lambda: set(bench.lines()) == {"start x 1", "start y 2"})
     bench.let_go()
     bench.wait(lambda: bench.ended == ["success", "success"])
+    assert sorted(bench.lines()) == ["end x 1", "end y 2", "start x 1", "start y 2"]
 
 
 def test_a_build_that_dies_without_a_word_is_explained(bench: Bench) -> None:
@@ -98,6 +99,7 @@ def test_a_build_that_dies_without_a_word_is_explained(bench: Bench) -> None:
     (status,) = bench.state.statuses("airloom/x", "bad1")
     assert status["state"] == "error"
     assert "exit code 1" in status["description"]
+    assert status["target_url"] == f"{bench.settings.git_page_url}/airloom/x/builds/bad1"
     bench.builder.want("x", "good", "ada")  # the next one works
     bench.wait(lambda: bench.ended == ["failure", "success"])
 

@@ -74,8 +74,8 @@ def test_inputs_and_stage_and_pipeline_change_a_key() -> None:
         parts().key,
         parts({"dataset": "1" * 32 + ".dir"}).key,
         parts({**INPUTS, "champion": "none"}).key,
-        cache.key_of(plan_with(), Stage.EVALUATE, INPUTS),
-        cache.key_of(make_plan(spec=make_spec(name="other")), Stage.TRAIN, INPUTS),
+        cache.key_parts(plan_with(), Stage.EVALUATE, INPUTS).key,
+        cache.key_parts(make_plan(spec=make_spec(name="other")), Stage.TRAIN, INPUTS).key,
     }
     assert len(keys) == 5
 
@@ -84,7 +84,7 @@ def test_what_does_not_change_a_key() -> None:
     plan = plan_with("another-run")
     moved = plan.code["ds_model"].model_copy(update={"commit": "9" * 40, "message": "Change the README"})
     plan = plan.model_copy(update={"code": {**plan.code, "ds_model": moved}, "force": True})
-    assert cache.key_of(plan, Stage.TRAIN, INPUTS) == parts().key
+    assert cache.key_parts(plan, Stage.TRAIN, INPUTS).key == parts().key
     assert parts(params=dict(reversed(PARAMS.items()))).key == parts().key
 
 
@@ -156,7 +156,7 @@ def test_inputs_that_do_not_give_the_key() -> None:
 def test_preprocess_needs_its_data_version() -> None:
     plan = make_plan()
     outcome = make_outcome(Stage.PREPROCESS)
-    outcome = outcome.model_copy(update={"key": cache.key_of(plan, Stage.PREPROCESS, cache.source_inputs(plan))})
+    outcome = outcome.model_copy(update={"key": cache.key_parts(plan, Stage.PREPROCESS, cache.source_inputs(plan)).key})
     store = MemoryStore()
     with pytest.raises(ContractError, match="without a data version"):
         cache.record(hooks_of(store), plan, outcome)

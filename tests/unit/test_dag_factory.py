@@ -150,7 +150,7 @@ def test_parameters_follow_a_schema(project: Path, given: dict[str, Any], right:
         (
             "runner: process",
             "runner: rocket",
-            "broken.yaml:8: runner: Input should be 'process', 'docker'",
+            "broken.yaml:8: runner: Input should be 'process' or 'docker'",
         ),
         ("owner: ds-team", "owners: ds-team", "owners: no such key"),
         ("owner: ds-team", "owner: [", "broken.yaml:"),

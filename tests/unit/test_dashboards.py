@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from airloom.embedded.gateway_server import base_config
+from airloom.settings import Settings
 from tests.conftest import make_settings
 from tests.fixtures.prometheus import DASHBOARDS, MONITORING, RULES, panel_queries, rule_expressions
 from tests.fixtures.statsd import MAPPING, known_names
@@ -158,6 +160,36 @@ def test_every_service_has_one_job_and_grafana_reads_what_is_provisioned() -> No
     assert (source["uid"], source["type"]) == ("prometheus", "prometheus")
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "airloom.yml").read_text())["providers"]
     assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
+
+
+def test_airflow_sends_what_the_mapping_reads(settings: Settings) -> None:
+    from airloom.stack.container import STATISTICS, airflow_environment
+
+    assert STATISTICS.items() <= airflow_environment(settings).items()
+    head = MAPPING.read_text().partition("defaults:")[0]
+    for option in ("statsd_on", "statsd_influxdb_enabled", "legacy_names_on", "statsd_prefix"):
+        assert f"{option}={STATISTICS[f'AIRFLOW__METRICS__{option.upper()}']}" in head
+
+
+def test_metrics_of_the_gateway_are_for_its_neighbours_and_not_for_who_comes_through_the_host() -> None:
+    from airloom.stack.container import neighbours
+
+    columns = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT"
+    default = "eth0 00000000 010011AC 0003 0 0 0 00000000 0 0 0"
+    own = "eth0 000011AC 00000000 0001 0 0 0 0000FFFF 0 0 0"
+    other = "eth1 0000A8C0 00000000 0001 0 0 0 00FFFFFF 0 0 0"
+    networks = [ipaddress.ip_network(text) for text in neighbours("\n".join([columns, default, own, other]))]
+
+    def reads(text: str) -> bool:
+        return any(ipaddress.ip_address(text) in network for network in networks)
+
+    assert [reads(f"172.17.0.{last}") for last in (0, 2, 3, 255)] == [True] * 4
+    assert reads("172.17.255.254")
+    assert reads("192.168.0.7")
+    assert not reads("172.17.0.1")
+    assert not reads("172.18.0.2")
+    assert not reads("10.0.0.1")
+    assert neighbours(f"{columns}\n") == []
 
 
 def test_metrics_of_the_gateway_are_for_this_machine_and_named_networks(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -120,3 +121,18 @@ def test_a_listing_cannot_reach_outside_its_folder(name: str) -> None:
 
     with pytest.raises(ContractError, match="outside the dataset"):
         DatasetListing.parse(hashlib.md5(evil).hexdigest() + ".dir", evil)
+
+
+def test_the_garbage_collector_rests_while_hashing_only(
+    remote: DvcStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = DvcStore._object_db
+    monkeypatch.setattr(DvcStore, "_object_db", lambda store: seen.append(gc.isenabled()) or real(store))
+    remote.hash_folder(folder)
+    assert gc.isenabled()
+    (folder / ".dvcignore").touch()
+    with pytest.raises(ContractError, match="dvcignore"):
+        remote.hash_folder(folder)
+    assert gc.isenabled()
+    assert seen == [False, False]

@@ -34,6 +34,16 @@ def test_port_and_secrets_are_filled_in_at_start_only(settings: Settings, tmp_pa
     assert DynamicServices(settings).items() == []
 
 
+def test_one_whose_folder_is_gone_is_not_started_with_the_platform(settings: Settings, tmp_path: Path) -> None:
+    """The project was moved; what is deployed is started from the new folder."""
+    (tmp_path / "gone").mkdir()
+    services = DynamicServices(settings)
+    here = services.add("here", definition(tmp_path))
+    services.add("moved", definition(tmp_path / "gone"))
+    (tmp_path / "gone").rmdir()
+    assert DynamicServices(settings).items() == [("here", here)]
+
+
 def test_ports_that_others_use_are_left_out(settings: Settings, tmp_path: Path) -> None:
     first = int(settings.serving_ports.split("-")[0])
     with socket.socket() as other:

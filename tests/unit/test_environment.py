@@ -16,12 +16,23 @@ def test_only_named_variables_are_inherited(settings: Settings) -> None:
         "MLFLOW_TRACKING_URI": "http://elsewhere",
         "AIRFLOW_HOME": "/elsewhere",
         "HTTP_PROXY": "http://proxy",
+        "DOCKER_HOST": "tcp://engine:2376",
+        "DOCKER_TLS_VERIFY": "1",
         "AIRLOOM_S3_PORT": "1",
         "AIRLOOM_UNKNOWN": "1",
     }
     environment = base_environment(settings, source)
     own = {name for name in environment if not name.startswith("AIRLOOM_")}
-    assert own == {"PATH", "HOME", "USER", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
+    assert own == {
+        "PATH",
+        "HOME",
+        "USER",
+        "LANG",
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "DOCKER_HOST",
+        "DOCKER_TLS_VERIFY",
+    }
     assert environment["HOME"] == "/home/ada"
     assert environment["PATH"].endswith(":/usr/bin:/bin")
     assert environment["LANG"] == "C.UTF-8"

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, DownstreamTasksSkipped
+from jinja2 import Environment, PackageLoader
 
-from airloom.contract import DataVersion, GateDecision, RunPlan, StageResult, ValidationReport, Verdict
+from airloom.airflow_pages.run_page import RunPage
+from airloom.contract import DataVersion, GateDecision, ImageRef, RunPlan, StageResult, ValidationReport, Verdict
 from airloom.contract.assets import stage_asset
+from airloom.contract.build import BuildRecord
 from airloom.contract.outcome import StageOutcome
 from airloom.errors import AuthError, DataRejectedError, RolledBackError, StageFailedError, UnavailableError
 from airloom.flows import commit_report
@@ -91,6 +94,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Any:
     skipped: list[str] = []
     said: list[tuple[str, Any]] = []
     monkeypatch.setattr(flow, "note_run", lambda hooks, context, text: written.append(("run", text)))
+    monkeypatch.setattr("airloom.flows.build.find_build", lambda *_: None)
     monkeypatch.setattr(flow, "note_task", lambda hooks, context, text: written.append(("task", text)))
     for name in ("report_result", "report_verified", "report_failed_release"):
         monkeypatch.setattr(commit_report, name, lambda *given, name=name, **named: said.append((name, given[-1])))
@@ -250,9 +254,40 @@ def test_other_triggers(run_type: str, kind: str) -> None:
     assert (trigger.kind, trigger.by) == (kind, "admin")
 
 
+def test_a_runs_note_has_the_build_of_each_commit() -> None:
+    plan = make_plan(code={"r": {"repo": "r", "commit": SHA, "message": "improve", "author": "a"}})
+    image = ImageRef(name="h:1/airloom/r", tag=SHA, digest=f"sha256:{'d' * 64}", pushed=True, runtime="e" * 64)
+    record = BuildRecord(
+        repo="r",
+        commit=SHA,
+        message="improve",
+        author="a",
+        environment="e" * 64,
+        stages={},
+        image=image,
+        built_at=datetime(2026, 11, 21, tzinfo=UTC),
+        seconds=4.56,
+        url="http://jenkins/job/r/7/console",
+    )
+    lines = plan_note(plan, {"r": record}).splitlines()
+    at = lines.index(f"r@{SHA[:8]} improve")
+    assert lines[at + 1 : at + 3] == [
+        f"    built in 4.6 s: {image.digest}",
+        "    http://jenkins/job/r/7/console",
+    ]
+    page = RunPage("digits", "one", "success", {"resolve": plan.model_dump(mode="json")}, (), builds={"r": record})
+    templates = Environment(loader=PackageLoader("airloom.airflow_pages"), autoescape=True)
+    templates.filters |= {"short": str, "figure": str}
+    html = templates.get_template("run.html").render(airflow_url="", run=page, run_part="one")
+    assert '<a href="http://jenkins/job/r/7/console">built</a> in 4.6 s' in html
+    assert f"<code>{image.pull_ref}</code>" in html
+    without = record.model_copy(update={"image": None, "url": ""})
+    assert plan_note(plan, {"r": without}).splitlines()[at + 1 :] == ["    built in 4.6 s"]
+
+
 def test_notes_are_short_and_never_fail() -> None:
     plan = make_plan(code={"r": {"repo": "r", "commit": SHA, "message": "x" * 500, "author": "a"}})
-    assert max(len(line) for line in plan_note(plan).splitlines()) < 120
+    assert max(len(line) for line in plan_note(plan, {}).splitlines()) < 120
     assert decision_note(make_decision(Verdict.REJECTED)).splitlines()[1].startswith("accuracy is 0.02 worse")
 
     class Broken:

@@ -11,6 +11,7 @@ import pytest
 from airloom.embedded.builder import decide, hook_url, signature_problem
 from airloom.embedded.forge.auth import BasicAuth
 from airloom.embedded.forge.events import POST_RECEIVE, RefChange, pushed_commits, read_push
+from airloom.embedded.forge.metrics import Metrics
 from airloom.embedded.forge.repositories import ZERO, Repositories, Repository
 from airloom.embedded.forge.state import State
 from airloom.errors import NotFoundError
@@ -218,3 +219,10 @@ def test_git_takes_nothing_from_the_callers_environment(monkeypatch: pytest.Monk
 
 def test_where_push_events_go(settings: Settings) -> None:
     assert hook_url(settings) == f"http://127.0.0.1:{settings.git_port}/-/hooks/push"
+
+
+def test_refused_events_are_counted_from_zero() -> None:
+    """The first one would be no increase else, and no alert."""
+    lines = Metrics().text().decode().splitlines()
+    for outcome in ("accepted", "ignored", "unsigned", "forged", "malformed"):
+        assert f'airloom_git_push_events_total{{outcome="{outcome}"}} 0.0' in lines

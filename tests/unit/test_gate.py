@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import io
 import math
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 
 from airloom.contract import GateDecision, Verdict
-from airloom.flows.gate import Check, check_champion, check_thresholds, finite, split_metrics
+from airloom.errors import NotFoundError
+from airloom.flows.gate import Check, check_champion, check_thresholds, finite, measured_beside, split_metrics
 from airloom.flows.gate_plot import gate_plot
+from airloom.hooks.mlflow import ModelRegistry
+from airloom.hooks.mlflow_records import ModelVersionInfo
 from airloom.spec.pipeline import ChampionRule, GateSpec, Threshold
+from tests.fixtures.plans import make_plan
 
 NAN, INF = math.nan, math.inf
 
@@ -111,6 +117,32 @@ def test_the_champion_itself_passes() -> None:
     [check] = rule_of(same=True)
     assert check.passed
     assert "same model as the champion (version 3)" in check.text
+
+
+BEFORE = ModelVersionInfo("digits", "2", "r", "models:/m-2", {"airloom.digest": "b"})
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "exists", "expected"),
+    [
+        (None, None, True, None),
+        ({"airloom.digest": "other"}, None, True, "3"),
+        ({"airloom.digest": "same"}, None, True, None),
+        ({"airloom.digest": "same", "airloom.gate.champion": ""}, None, True, None),
+        ({"airloom.digest": "same", "airloom.gate.champion": "2"}, BEFORE, True, "2"),
+        ({"airloom.digest": "same", "airloom.gate.champion": "2"}, BEFORE, False, None),
+        ({"airloom.digest": "same", "airloom.gate.champion": "2"}, NotFoundError("gone"), True, None),
+    ],
+)
+def test_what_a_candidate_is_measured_beside(
+    now: dict[str, str] | None, before: Any, exists: bool, expected: str | None
+) -> None:
+    mlflow = create_autospec(ModelRegistry, instance=True)
+    mlflow.alias.return_value = now and ModelVersionInfo("digits", "3", "r", "models:/m-3", now)
+    mlflow.version.side_effect = [before]
+    mlflow.model_exists.return_value = exists
+    found = measured_beside(SimpleNamespace(mlflow=mlflow), make_plan(), "models:/m-4", "same")  # type: ignore[arg-type]
+    assert (found.version if found else None) == expected
 
 
 def test_a_champion_that_changed_meanwhile_is_no_comparison() -> None:

@@ -59,6 +59,16 @@ def test_writing_a_try_again_replaces_it(ledger: Ledger) -> None:
     assert [(row.attempt, row.state) for row in ledger.tasks("digits", "r1")] == [(1, "success"), (2, "success")]
 
 
+def test_that_a_run_is_running_is_not_said_of_one_that_has_ended_since(ledger: Ledger) -> None:
+    """Both are written beside the scheduler, in whatever order."""
+    end = START + timedelta(minutes=1)
+    ledger.record_run("digits", "r1", state="success", started_at=START, finished_at=end)
+    ledger.record_run("digits", "r1", state="running", started_at=START)
+    assert ledger.run("digits", "r1").state == "success"  # type: ignore[union-attr]
+    ledger.record_run("digits", "r1", state="running", started_at=end + timedelta(hours=1))  # it was cleared
+    assert ledger.run("digits", "r1").state == "running"  # type: ignore[union-attr]
+
+
 def test_a_run_keeps_what_a_later_write_does_not_know(ledger: Ledger) -> None:
     ledger.record_run("digits", "r1", verdict="rejected")
     ledger.record_run("digits", "r1", state="running", started_at=START)

@@ -123,7 +123,7 @@ def hooks(tmp_path: Path) -> Any:
             bucket_airloom="airloom",
             configs_dir=configs,
             gateway_base_url="http://gateway",
-            airflow_api_url="http://airflow",
+            airflow_page_url="http://airflow",
         ),
         store=store,
         git=Git(tags),

@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from airloom.flows.build_steps import Step
 from airloom.settings import SECRET_NAMES
 from airloom.stack import jenkins
+from tests.fixtures.jenkins_server import filter_expression
 
 ROOT = Path(__file__).resolve().parents[2]
 JENKINS = ROOT / "images" / "jenkins"
@@ -52,11 +54,12 @@ def linter(name: str) -> str:
     return str(found)
 
 
-def groovy(*arguments: str) -> subprocess.CompletedProcess[str]:
+def groovy(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("java") is None or not GROOVY_JARS.is_dir():
         missing("groovy is not installed: apt-get install groovy default-jre-headless")
     command = ["java", *OPENS, "-cp", f"{GROOVY_JARS}/*", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 DOCKERFILES = tracked("*Dockerfile", "*.Dockerfile")
@@ -109,7 +112,7 @@ def test_groovy_parses(tmp_path: Path) -> None:
 
 
 def test_the_jobs_are_what_their_code_makes() -> None:
-    assert (ROOT / jenkins.FILE).read_text() == jenkins.definitions(ROOT), "run: python -m airloom.stack.jenkins"
+    assert (ROOT / jenkins.FILE).read_text() == jenkins.definitions(), "run: python -m airloom.stack.jenkins"
 
 
 def calls(found: list[Any], *path: str) -> list[list[Any]]:
@@ -119,19 +122,25 @@ def calls(found: list[Any], *path: str) -> list[list[Any]]:
     return [call[1] for call in found if call[0] == path[-1]]
 
 
-def test_the_jobs_say_what_is_meant() -> None:
+def test_the_jobs_say_what_is_meant(tmp_path: Path) -> None:
     """The file itself is run, with a recorder in the place of Jenkins."""
-    done = groovy("groovy.ui.GroovyMain", str(ROOT / "tests" / "fixtures" / "job_dsl.groovy"), str(ROOT / jenkins.FILE))
+    script = [str(ROOT / "tests" / "fixtures" / "job_dsl.groovy"), str(ROOT / jenkins.FILE)]
+    repos = tmp_path / "repos"
+    assert json.loads(groovy("groovy.ui.GroovyMain", *script, AIRLOOM_JENKINS_REPOS=str(repos)).stdout) == []
+    names = [*(f"airloom/{repo}" for repo in jenkins.template_repos(ROOT)), "team-x/own.model_2"]
+    repos.write_text("\n".join([*names, "", "no name", "a/b/c", "x/y'); evil('"]) + "\n")
+    done = groovy("groovy.ui.GroovyMain", *script, AIRLOOM_JENKINS_REPOS=str(repos))
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
-    wanted = jenkins.jobs(ROOT)
+    wanted = jenkins.read_list(repos)
+    assert [f"{job.owner}/{job.repo}" for job in wanted] == names
     assert [call[:2] for call in made] == [["pipelineJob", [job.repo]] for job in wanted]
-    assert len(wanted) == 3
+    assert len(wanted) == 4
     for (_, _, inner), job in zip(made, wanted, strict=True):
         trigger = ("properties", "pipelineTriggers", "triggers", "genericTrigger")
         assert calls(inner, *trigger, "tokenCredentialId") == [[jenkins.TOKEN_CREDENTIAL]]
         assert calls(inner, *trigger, "regexpFilterText") == [[jenkins.FILTER_TEXT]]
-        assert calls(inner, *trigger, "regexpFilterExpression") == [[job.filter_expression]]
+        assert calls(inner, *trigger, "regexpFilterExpression") == [[filter_expression(job)]]
         variable = (*trigger, "genericVariables", "genericVariable")
         keys, values = ([value for (value,) in calls(inner, *variable, name)] for name in ("key", "value"))
         assert dict(zip(keys, values, strict=True)) == jenkins.VARIABLES
@@ -140,7 +149,7 @@ def test_the_jobs_say_what_is_meant() -> None:
         # The post's content may hold what a person wrote; a log is no place for it.
         assert calls(inner, *trigger, "printPostContent") == [[False]]
         remote = ("definition", "cpsScm", "scm", "git", "remote")
-        assert calls(inner, *remote, "url") == [[f"http://git:8081/git/airloom/{job.repo}.git"]]
+        assert calls(inner, *remote, "url") == [[f"http://git:8081/git/{job.owner}/{job.repo}.git"]]
         assert calls(inner, *remote, "credentials") == [[jenkins.GIT_CREDENTIAL]]
 
 
@@ -157,10 +166,11 @@ def test_the_jobs_say_what_is_meant() -> None:
         (f"airloom/ds_modelserving push refs/heads/main {'a' * 40}", False),
         (f"x/airloom/ds_mlmodeling push refs/heads/main {'a' * 40}", False),
         ("airloom/ds_mlmodeling push refs/heads/main ", False),
+        (f"airloom/ds.mlmodeling push refs/heads/main {'a' * 40}", False),
     ],
 )
 def test_what_starts_a_job(text: str, starts: bool) -> None:
-    assert bool(re.search(jenkins.Job("ds_mlmodeling", "airloom").filter_expression, text)) is starts
+    assert bool(re.search(filter_expression(jenkins.Job("ds_mlmodeling", "airloom")), text)) is starts
 
 
 def test_the_configuration_fits_jobs_and_secrets() -> None:
@@ -178,6 +188,9 @@ def test_the_configuration_fits_jobs_and_secrets() -> None:
     assert secrets <= set(service["secrets"])
     assert secrets <= set(SECRET_NAMES)
     assert secrets >= {"admin_password", "git_password", "webhook_secret", "jenkins_hook_token"}
+    # Where the list of repos is, is where it is mounted.
+    listed = Path(service["environment"][jenkins.LIST_VARIABLE])
+    assert any(volume.endswith(f"/jenkins:{listed.parent}:ro") for volume in service["volumes"])
     assert {name for name in named if name.isupper()} <= {*service["environment"], "AIRLOOM_GIT_USER"}
     assert "password:" not in re.sub(r'password: "\$\{\w+\}"', "", text)
 
@@ -187,18 +200,48 @@ def test_every_plugin_is_pinned() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+:[\w.-]+", line) for line in lines)
     names = {line.partition(":")[0] for line in lines}
     assert {"configuration-as-code", "job-dsl", "git", "generic-webhook-trigger", "workflow-aggregator"} <= names
-    assert names >= {"timestamper", "plain-credentials", "prometheus", "pipeline-model-definition"}
+    assert names >= {
+        "timestamper",
+        "plain-credentials",
+        "prometheus",
+        "pipeline-model-definition",
+        "pipeline-graph-view",
+    }
 
 
-def test_jenkinsfiles_differ_in_their_repo_alone() -> None:
+def test_jenkinsfiles_are_the_same_and_name_no_repo() -> None:
+    """Whoever copies one for a repo of their own has nothing to change in it."""
     texts = {path.parent.name: path.read_text() for path in (ROOT / "gitbucket_repos").glob("*/Jenkinsfile")}
     assert len(texts) == 3
-    assert len({text.replace(name, "REPO_NAME") for name, text in texts.items()}) == 1
+    (text,) = set(texts.values())
+    assert not [name for name in texts if name in text]
+    assert 'REPO = "${env.JOB_BASE_NAME}"' in text
 
 
+STAGES = [step.capitalize() for step in get_args(Step)]
 EVENT = {"push_after": "b" * 40, "push_user": "Ada L", "x_github_delivery": "1-2"}
 
 
+@pytest.fixture(scope="module")
+def shells() -> dict[str, list[str]]:
+    """What each stage of the Jenkinsfile has its shell do: the file itself is run, with a recorder for Jenkins."""
+    script = [
+        str(ROOT / "tests" / "fixtures" / "job_dsl.groovy"),
+        str(ROOT / "gitbucket_repos/ds_mlmodeling/Jenkinsfile"),
+    ]
+    done = groovy("groovy.ui.GroovyMain", *script)
+    assert done.returncode == 0, done.stderr
+    ((_, _, inner),) = json.loads(done.stdout)
+    stages = [call for part in inner if part[0] == "stages" for call in part[2]]
+    return {name: [line for (line,) in calls(inside, "steps", "sh")] for _, (name,), inside in stages}
+
+
+def test_a_job_has_a_stage_for_each_step(shells: dict[str, list[str]]) -> None:
+    assert list(shells) == STAGES
+    assert [len(lines) for lines in shells.values()] == [3, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
     ("variables", "arguments"),
     [
@@ -210,20 +253,21 @@ EVENT = {"push_after": "b" * 40, "push_user": "Ada L", "x_github_delivery": "1-2
         ({}, []),  # a person's wish
     ],
 )
-def test_what_a_job_runs(tmp_path: Path, variables: dict[str, str], arguments: list[str]) -> None:
-    text = (ROOT / "gitbucket_repos" / "ds_mlmodeling" / "Jenkinsfile").read_text()
-    (command,) = re.findall(r"sh '(airloom build .*)'\n", text)
+def test_what_a_stage_runs(
+    shells: dict[str, list[str]], tmp_path: Path, stage: str, variables: dict[str, str], arguments: list[str]
+) -> None:
     program = tmp_path / "airloom"
     program.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     program.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REPO": "ds_mlmodeling", "GIT_COMMIT": "c" * 40, **variables}
-    done = subprocess.run(["/bin/sh", "-xec", command], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["build", f"ds_mlmodeling@{'c' * 40}", *arguments]
+    command = ["/bin/sh", "-xec", shells[stage][-1]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    step = ["--until", stage.lower()]
+    assert done.stdout.splitlines() == ["build", f"ds_mlmodeling@{'c' * 40}", *step, *arguments]
 
 
 @pytest.mark.parametrize(("branch", "code"), [("origin/main", 0), ("refs/tags/digits/CV_a", 1), ("tags/v1", 1)])
-def test_a_job_refuses_tags(branch: str, code: int) -> None:
-    text = (ROOT / "gitbucket_repos" / "ds_mlmodeling" / "Jenkinsfile").read_text()
-    (command,) = re.findall(r"sh '(case .*)'\n", text)
-    done = subprocess.run(["/bin/sh", "-xec", command], env={"GIT_BRANCH": branch}, capture_output=True, check=False)
+def test_a_job_refuses_tags(shells: dict[str, list[str]], branch: str, code: int) -> None:
+    command = ["/bin/sh", "-xec", shells["Inspect"][1]]
+    done = subprocess.run(command, env={"GIT_BRANCH": branch}, capture_output=True, check=False)
     assert done.returncode == code

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from airloom.contract import CodePin
 from airloom.contract.push import PushBuildStart
-from airloom.errors import BuildFailedError, UnavailableError
+from airloom.errors import BuildFailedError, NotFoundError, UnavailableError
 from airloom.flows import announce
 from airloom.flows import reconcile as flow
 from airloom.flows.build import build, find_build
@@ -17,6 +18,7 @@ from airloom.flows.push_entry import write_entry
 from airloom.flows.reconcile import reconcile
 from airloom.settings import Settings
 from tests.fixtures.build_bench import GOOD, MAIN, Bench
+from tests.fixtures.plans import make_plan
 
 REPO = "ds_mlmodeling"
 NO_GRACE = timedelta(0)
@@ -87,6 +89,56 @@ def test_what_airflow_is_owed_is_told_even_below_documentation(bench: Bench, mon
     assert run(bench) == []
 
 
+def unread(bench: Bench) -> None:
+    """Airflow has read no pipeline that uses the repo."""
+    missing = NotFoundError("no such asset")
+    bench.airflow.asset_events.side_effect = bench.airflow.create_asset_event.side_effect = missing
+
+
+def read(bench: Bench) -> None:
+    bench.airflow.asset_events.side_effect = bench.airflow.create_asset_event.side_effect = None
+
+
+def test_a_pipeline_that_airflow_reads_later_is_told_of_the_tip_alone(bench: Bench) -> None:
+    unread(bench)
+    bench.commit(GOOD)
+    assert bench.build(asked_by="push").airflow == "due"
+    tip = bench.commit({"main.py": MAIN + "# 2\n"})
+    bench.build(asked_by="push")
+    before = len(bench.store.values)
+    assert [run(bench), run(bench)] == [[(tip, "left")]] * 2
+    assert len(bench.store.values) == before  # nothing piles up while nobody reads the pipeline
+    read(bench)
+    bench.airflow.create_asset_event.reset_mock()
+    assert run(bench) == [(tip, "told")]
+    assert told(bench) == [tip]
+    assert run(bench) == []
+
+
+def test_a_pipeline_that_is_made_later_is_told_of_what_nobody_used_then(bench: Bench) -> None:
+    sha = bench.commit(GOOD)
+    record = bench.build(announce=False).model_copy(update={"airflow": "no pipeline"})
+    bench.store.put_json("airloom", f"builds/{REPO}/{sha}.json", record.model_dump(mode="json"))
+    bench.airflow.runs.return_value = [{"dag_run_id": "earlier"}, {"dag_run_id": "another"}]
+    assert run(bench) == [(sha, "told")]
+    assert told(bench) == [sha]
+
+
+def test_a_pipeline_that_has_run_with_it_needs_no_telling(bench: Bench) -> None:
+    sha = bench.commit(GOOD)
+    record = bench.build(announce=False).model_copy(update={"airflow": "no pipeline"})
+    bench.store.put_json("airloom", f"builds/{REPO}/{sha}.json", record.model_dump(mode="json"))
+    pin = CodePin(repo=REPO, commit=sha, message="One", author="Ada <ada@example.org>")
+    plan = make_plan("by-hand").model_copy(update={"code": {REPO: pin}})
+    bench.store.put_json("airloom", f"{plan.prefix}/plan.json", plan.model_dump(mode="json"))
+    bench.airflow.runs.return_value = [{"dag_run_id": "earlier"}, {"dag_run_id": plan.run_id}]
+    assert run(bench) == []
+    found = find_build(bench.hooks, REPO, sha)
+    assert found is not None
+    assert (found.airflow, found.announced) == ("told", True)
+    assert told(bench) == []
+
+
 def test_a_failed_commit_waits_for_a_person(bench: Bench) -> None:
     bad = bench.commit({**GOOD, "main.py": "x ="})
     assert run(bench) == [(bad, "failed")]
@@ -112,7 +164,7 @@ def test_what_prevents_a_build_is_not_met_at_each_look(bench: Bench, monkeypatch
     def refuse(*_: object) -> None:
         raise UnavailableError("the registry did not answer")
 
-    monkeypatch.setattr("airloom.flows.build._make", refuse)
+    monkeypatch.setattr("airloom.flows.build_steps.BuildSteps.run", refuse)
     assert run(bench) == [(sha, "error")]
     assert run(bench) == [(sha, "left")]
     assert len(bench.store.entries("end")) == 1
@@ -139,3 +191,49 @@ def test_a_commit_that_a_push_built_meanwhile_is_not_built_again(bench: Bench) -
         bench.build(asked_by="push")
     assert run(bench) == []
     assert find_build(bench.hooks, REPO, sha) is not None
+
+
+def test_a_status_that_was_lost_is_set_again_once(bench: Bench) -> None:
+    sha = bench.commit(GOOD)
+    bench.gitbucket.set_status.side_effect = UnavailableError("the git server did not answer")
+    bench.build()
+    bench.gitbucket.set_status.reset_mock(side_effect=True)
+    bench.commit({"README.md": "hi"})
+    assert run(bench) == [(sha, "said")]
+    assert bench.statuses == [("success", "built: train")]
+    assert run(bench) == []
+    assert told(bench) == [sha]
+
+    bad = bench.commit({"main.py": "x ="})
+    with pytest.raises(BuildFailedError):
+        bench.build()
+    bench.gitbucket.set_status.reset_mock()
+    assert run(bench) == [(bad, "said")]
+    ((state, description),) = bench.statuses
+    assert state == "failure"
+    assert "main.py:1: invalid syntax" in description
+    assert run(bench) == []
+
+
+def test_a_status_that_a_killed_build_left_pending_is_mended(bench: Bench) -> None:
+    sha = bench.commit(GOOD)
+    bench.build()
+    bench.gitbucket.set_status(REPO, sha, state="pending", context="airloom/build", description="build started")
+    started = PushBuildStart(
+        repo=REPO, commit=sha, asked_by="person", pusher="", message="One", id="a", at=datetime.now(UTC)
+    )
+    write_entry(bench.hooks, started)
+    assert run(bench) == []  # it may still be under way
+    bench.store.remove("airloom", started.key)
+    assert run(bench) == [(sha, "said")]
+    assert bench.statuses[-1] == ("success", "built: train")
+
+
+def test_a_status_that_cannot_be_set_is_tried_again(bench: Bench) -> None:
+    sha = bench.commit(GOOD)
+    bench.build()
+    bench.gitbucket.set_status.reset_mock()
+    bench.gitbucket.set_status.side_effect = UnavailableError("the git server did not answer")
+    assert run(bench) == []
+    bench.gitbucket.set_status.reset_mock(side_effect=True)
+    assert run(bench) == [(sha, "said")]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from airloom.contract.digest import sha256_json
 from airloom.contract.enums import Stage
-from airloom.errors import ConfigError
+from airloom.errors import ConfigError, ContractError
 from airloom.spec import PipelineSpec, load_pipeline, load_pipelines, parse_pipeline
 from airloom.spec.units import parse_duration, parse_size
 from tests.conftest import ROOT
@@ -71,13 +72,15 @@ def line_of(text: str, part: str) -> int:
 # what stands in the file, what is put there, what the message must hold beside file:line
 WRONG = [
     ("task: classification", "task: clasification", ["task", "'clasification'", "'classification'", "'detection'"]),
-    ("runner: process", "runner: proces", ["runner", "'proces'", "'process', 'docker' or 'kubernetes'"]),
+    ("runner: process", "runner: proces", ["runner", "'proces'", "'process' or 'docker'"]),
     ("owner: ds-team", "owner: 7", ["owner", "string", "7"]),
     ("owner: ds-team", "owner: ''", ["owner", "at least 1 character"]),
     ("uri: s3://raw/digits/", "uri: /data/digits", ["source.uri", "'/data/digits'"]),
     ("uri: s3://raw/digits/", "uri: s3://raw/digits", ["source.uri", "'s3://raw/digits'"]),
     ("memory: 1GiB", "memory: 1GB", ["stages.preprocess.resources.memory", "'1GB'", "MiB"]),
     ("memory: 1GiB", "memory: -5", ["stages.preprocess.resources.memory", "-5"]),
+    ("memory: 1GiB", "memory: 1GiB, shm: 64m", ["stages.preprocess.resources.shm", "'64m'", "MiB"]),
+    ("memory: 1GiB", "memory: 1GiB, tmp: 0", ["stages.preprocess.resources.tmp", "0"]),
     ("timeout: 10m}", "timeout: soon}", ["stages.preprocess.resources.timeout", "'soon'", "15m"]),
     ("cpus: 2, memory: 1GiB", "cpus: 0, memory: 1GiB", ["stages.preprocess.resources.cpus", "greater than 0"]),
     ("steps: [10, 50, 100]", "steps: [50, 10, 100]", ["deploy.canary", "rising", "[50, 10, 100]"]),
@@ -95,6 +98,11 @@ WRONG = [
     ("repo: de_datapreprocessing", "repo: ../evil", ["stages.preprocess.repo", "'../evil'"]),
     ("approval: false", "aproval: false", ["gate.aproval", "no such key"]),
     ("  preprocess:", "  preproces:", ["stages.preproces", "'preprocess'"]),
+    ('schedule: "0 6 * * 1"', "schedule: every week", ["monitor.schedule", "'every week'", "five fields"]),
+    ('schedule: "0 6 * * 1"', 'schedule: "0 25 * * 1"', ["monitor.schedule", "'0 25 * * 1'"]),
+    ('schedule: "0 6 * * 1"', 'schedule: "@weekly"', ["monitor.schedule", "'@weekly'"]),
+    ("runner: process", "runner: kubernetes", ["runner", "'kubernetes'", "'process' or 'docker'"]),
+    ("target: process", "target: swarm", ["deploy.target", "'swarm'", "'process' or 'docker'"]),
     ("tags: [vision, demo]", "tags: vision", ["tags", "list", "'vision'"]),
 ]
 
@@ -231,6 +239,32 @@ def test_the_digest_tells_every_change() -> None:
     for old, new in [("epochs: 6", "epochs: 7"), ("min: 0.93", "min: 0.94"), ("seed: 7", "seed: 8")]:
         assert parse_pipeline(TEXT.replace(old, new, 1), PATH).digest != spec.digest
     assert parse_pipeline("# a comment\n" + TEXT, PATH).digest == spec.digest
+
+
+def test_sizes_of_a_containers_shared_memory_and_tmp() -> None:
+    """At their defaults they leave the digest as it was before there were such keys."""
+    spec = parse_pipeline(TEXT, PATH)
+    limits = spec.stages[Stage.PREPROCESS].resources
+    assert (limits.shm, limits.tmp) == (256 * 2**20, 512 * 2**20)
+    content = spec.model_dump(mode="json")
+    for stage in content["stages"].values():
+        del stage["resources"]["shm"], stage["resources"]["tmp"]
+    assert spec.digest == sha256_json(content)
+    for key, size in (("shm", 2**30), ("tmp", 3 * 2**29)):
+        other = parse_pipeline(TEXT.replace("memory: 1GiB", f"memory: 1GiB, {key}: {size / 2**30:g}GiB", 1), PATH)
+        assert getattr(other.stages[Stage.PREPROCESS].resources, key) == size
+        assert other.digest != spec.digest
+
+
+def test_what_a_run_kept_under_another_version_is_read() -> None:
+    spec = parse_pipeline(TEXT, PATH)
+    kept = spec.model_dump(mode="json")
+    kept["stages"]["train"]["image"] = None
+    kept["since_gone"] = {"a": 1}
+    assert PipelineSpec.stored(kept, "the plan") == spec
+    kept["stages"]["train"]["resources"]["memory"] = "much"
+    with pytest.raises(ContractError, match=r"the plan cannot be read.*train\.resources\.memory.*expected a size"):
+        PipelineSpec.stored(kept, "the plan")
 
 
 @pytest.mark.parametrize(("text", "size"), [("512MiB", 2**29), ("1.5 KiB", 1536), (7, 7), ("3B", 3)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
+from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airloom.contract import DataVersion, RunPlan, Stage, StageOutcome
@@ -13,10 +15,12 @@ from airloom.errors import AuthError, NotFoundError, StageFailedError, Unavailab
 from airloom.flows import stages
 from airloom.hooks import airflow_api
 from airloom.hooks.airflow_api import AirflowApi
+from airloom.hooks.docker_engine import RegistryLogin
 from airloom.hooks.process_runner import ProcessRunner
 from airloom.hooks.runner import JobHandle
 from airloom.operators import stage as module
 from airloom.operators.stage import ARGUMENTS, StageOperator
+from airloom.operators.wanted import is_wanted
 from tests.fixtures.plans import make_data_version, make_outcome, make_plan
 
 
@@ -24,6 +28,8 @@ class Ti:
     """As much of a task instance as the operator asks for."""
 
     dag_id, run_id, task_id = "digits", "run-1", "train"
+    map_index: int | None = -1
+    try_number = 2
 
     def __init__(self, **results: Any) -> None:
         self.results = results
@@ -152,6 +158,30 @@ def test_when_told_to_end(bench: Bench, monkeypatch: pytest.MonkeyPatch, answer:
     monkeypatch.setattr(stages, "run_stage", run)
     with pytest.raises(AirflowException, match="it was stopped" if stopped else "the next try adopts it"):
         operator.execute.__wrapped__(operator, bench.context())
+
+
+def test_a_mapped_task_is_asked_for_by_its_index(bench: Bench) -> None:
+    bench.api.task_instances.return_value = [
+        {"task_id": "train", "map_index": 0, "state": "running"},
+        {"task_id": "train", "map_index": 1, "state": "failed"},
+    ]
+    for index, wanted in ((0, True), (1, False), (2, False), (None, False)):
+        bench.ti.map_index = index
+        assert is_wanted(bench.ti) is wanted
+
+
+def test_the_runner_is_given_a_login_that_asks_airflow_when_it_is_called(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    found = SimpleNamespace(host="registry", port=None, login="me", password="p")
+    monkeypatch.setattr(BaseHook, "get_connection", lambda name: asked.append(name) or found)
+    bench.execute()
+    (call,) = bench.calls
+    assert asked == []
+    assert call["registry_login"]() == RegistryLogin("registry", "me", "p")
+    assert call["try_number"] == 2
+    assert asked == ["airloom_registry"]
 
 
 def test_a_timeout_of_the_task_stops_the_stage(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

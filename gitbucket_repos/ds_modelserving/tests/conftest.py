@@ -22,5 +22,5 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess
     """One serving process that a module's tests share; 64 KiB is the most that it takes."""
     folder = tmp_path_factory.mktemp("serving")
     bundle = make_release(folder / "releases")
-    with ServingProcess(folder, bundle, max_upload_bytes=65536, read_timeout_seconds=1.0) as process:
+    with ServingProcess(folder, bundle, max_upload_bytes=65536) as process:
         yield process

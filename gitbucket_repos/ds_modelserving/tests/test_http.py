@@ -6,11 +6,12 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from process import ServingProcess
-from tiny import FAILS, picture, scores
+from tiny import FAILS, make_release, picture, scores
 
 PNG = {"content-type": "image/png"}
 
@@ -114,8 +115,10 @@ def test_a_chunked_body_within_the_limit_is_answered(serving: ServingProcess) ->
     assert answer.json()["scores"] == [3.0, 0.0, 0.0]
 
 
-def test_a_length_that_promises_more_than_comes_times_out(serving: ServingProcess) -> None:
-    answer = raw(serving, b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n" + picture(1, 2, 3, 4))
+def test_a_length_that_promises_more_than_comes_times_out(tmp_path: Path) -> None:
+    request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n" + picture(1, 2, 3, 4)
+    with ServingProcess(tmp_path, make_release(tmp_path / "releases"), read_timeout_seconds=1.0) as impatient:
+        answer = raw(impatient, request)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b'"too_slow"' in answer
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sqlite3
+import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 from process import ServingProcess, free_port
-from tiny import CODE, SLEEPS, make_release, picture
+from tiny import ASLEEP, AWAKE, CODE, SLEEPS, make_release, picture
 
 from airloom.contract import ExitCode, StageResult
 
-SLOW_LOAD = CODE.replace("def load(folder):\n", "def load(folder):\n    time.sleep(1.5)\n")
+SLOW_LOAD = CODE.replace("def load(folder):\n", "def load(folder):\n    until_awake(folder.parent)\n")
 
 
 def rows(serving: ServingProcess) -> set[str]:
@@ -28,11 +32,26 @@ def rows(serving: ServingProcess) -> set[str]:
         connection.close()
 
 
-def until_rows(serving: ServingProcess, ids: set[str], seconds: float = 30) -> None:
+def until_rows(serving: ServingProcess, ids: set[str], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not ids <= rows(serving):
         assert time.monotonic() < deadline, f"{len(ids - rows(serving))} of {len(ids)} answers are not in the log"
         time.sleep(0.1)
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def listens(serving: ServingProcess) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", serving.port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 class Clients:
@@ -47,7 +66,7 @@ class Clients:
             thread.start()
 
     def _ask(self, number: int) -> None:
-        with httpx.Client() as client:
+        with httpx.Client(timeout=60) as client:
             count = 0
             while not self._done.is_set():
                 count += 1
@@ -58,7 +77,7 @@ class Clients:
                 if answer.status_code == 200:
                     self.ids.add(answer.json()["id"])
 
-    def wait_for(self, answers: int, seconds: float = 30) -> None:
+    def wait_for(self, answers: int, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while len(self.ids) < answers:
             assert time.monotonic() < deadline, f"only {len(self.ids)} answers"
@@ -67,12 +86,13 @@ class Clients:
     def end(self) -> set[str]:
         self._done.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(60)
         return self.ids
 
 
 def test_health_is_red_until_the_model_is_there(tmp_path: Path) -> None:
-    serving = ServingProcess(tmp_path, make_release(tmp_path / "releases", code=SLOW_LOAD)).start()
+    bundle = make_release(tmp_path / "releases", code=SLOW_LOAD)
+    serving = ServingProcess(tmp_path, bundle).start()
     try:
         error = serving.wait_for(503).json()["error"]
         assert (error["type"], error["message"]) == ("not_ready", "the model is being loaded")
@@ -80,6 +100,7 @@ def test_health_is_red_until_the_model_is_there(tmp_path: Path) -> None:
         assert (early.status_code, early.headers["retry-after"]) == (503, "2")
         assert httpx.get(f"{serving.url}/info").status_code == 503
         assert "airloom_serving_ready 0.0" in httpx.get(f"{serving.url}/metrics").text
+        (bundle / AWAKE).touch()
         serving.wait_for(200)
         assert httpx.post(f"{serving.url}/predict", content=picture(1, 2, 3, 4)).status_code == 200
     finally:
@@ -92,7 +113,7 @@ def test_a_model_that_cannot_be_loaded_keeps_health_red_and_says_why_in_the_log(
     serving = ServingProcess(tmp_path, bundle).start()
     try:
         serving.wait_for(503)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while "digest" not in serving.log.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -115,20 +136,25 @@ def test_answers_outlive_a_kill(tmp_path: Path) -> None:
 
 
 def test_terminated_it_finishes_what_is_in_flight_and_drains(tmp_path: Path) -> None:
-    serving = ServingProcess(tmp_path, make_release(tmp_path / "releases")).start()
+    bundle = make_release(tmp_path / "releases")
+    serving = ServingProcess(tmp_path, bundle).start()
     serving.wait_for()
     clients = Clients(serving.url)
     clients.wait_for(50)
     slow: list[httpx.Response] = []
     asked = threading.Thread(
-        target=lambda: slow.append(httpx.post(f"{serving.url}/predict", content=picture(SLEEPS, 0, 0, 0), timeout=20))
+        target=lambda: slow.append(httpx.post(f"{serving.url}/predict", content=picture(SLEEPS, 0, 0, 0), timeout=60))
     )
     asked.start()
-    deadline = time.monotonic() + 10
-    while "airloom_serving_in_flight 0.0" in httpx.get(f"{serving.url}/metrics").text:
-        assert time.monotonic() < deadline
+    until((bundle / ASLEEP).exists)
+    assert serving.process is not None
+    serving.process.terminate()
+    until(lambda: not listens(serving))
+    with pytest.raises(subprocess.TimeoutExpired):  # the slow request is still in flight
+        serving.process.wait(0.5)
+    (bundle / AWAKE).touch()
     assert serving.end() == 0
-    asked.join(20)
+    asked.join(60)
     ids = clients.end() | {slow[0].json()["id"]}
     assert slow[0].status_code == 200
     assert ids <= rows(serving)
@@ -142,13 +168,13 @@ def test_answers_go_on_while_the_database_is_down_and_arrive_when_it_is_back(tmp
     bundle = make_release(tmp_path / "releases")
     with ServingProcess(tmp_path, bundle, database=f"sqlite:///{blocked / 'log.db'}") as serving:
         ids = {httpx.post(f"{serving.url}/predict", content=picture(n, 0, 0, 0)).json()["id"] for n in range(20)}
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while httpx.get(f"{serving.url}/health").json()["prediction_log"] != "down":
             assert time.monotonic() < deadline
             time.sleep(0.1)
         blocked.unlink()
         while httpx.get(f"{serving.url}/health").json()["journal_backlog_bytes"]:
-            assert time.monotonic() < deadline + 20
+            assert time.monotonic() < deadline + 60
             time.sleep(0.1)
         serving.folder = blocked
         assert ids <= rows(serving)
@@ -161,12 +187,12 @@ def test_a_taken_port_and_a_wrong_parameter_end_it_with_the_reason(tmp_path: Pat
         second.port = serving.port
         second.start()
         assert second.process is not None
-        assert second.process.wait(20) == ExitCode.BAD_DATA
+        assert second.process.wait(60) == ExitCode.BAD_DATA
         assert str(serving.port) in json.loads(second.result.read_text())["error"]
     third = ServingProcess(tmp_path / "c", bundle, max_upload_bytes=-1)
     third.port = free_port()
     third.start()
     assert third.process is not None
-    assert third.process.wait(20) == ExitCode.FAILED
+    assert third.process.wait(60) == ExitCode.FAILED
     error = json.loads(third.result.read_text())["error"]
     assert "max_upload_bytes" in error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -15,9 +17,8 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def swap(serving: ServingProcess, folder: Path | str, headers: dict[str, str] | None = None) -> httpx.Response:
-    return httpx.put(
-        f"{serving.url}/model", json={"release_dir": str(folder)}, headers=BEARER if headers is None else headers
-    )
+    headers = BEARER if headers is None else headers
+    return httpx.put(f"{serving.url}/model", json={"release_dir": str(folder)}, headers=headers, timeout=60)
 
 
 def answers(serving: ServingProcess) -> tuple[str, list[float]]:
@@ -38,30 +39,38 @@ def first(releases: Path) -> Path:
 def test_a_swap_under_load_fails_no_request_and_mixes_no_releases(tmp_path: Path, releases: Path, first: Path) -> None:
     second = make_release(releases, "1.0.1", factor=10)
     expected = {"1.0.0": scores(1, 2, 3, 4), "1.0.1": scores(1, 2, 3, 4, factor=10)}
-    seen: set[str] = set()
+    seen: Counter[str] = Counter()
     faults: list[object] = []
     done = threading.Event()
 
     def ask(url: str) -> None:
-        with httpx.Client() as client:
+        with httpx.Client(timeout=60) as client:
             while not done.is_set():
                 answer = client.post(f"{url}/predict", content=picture(1, 2, 3, 4))
                 body = answer.json()
                 if answer.status_code != 200 or body["scores"] != expected[body["release"]]:
                     faults.append(body)
-                seen.add(body["release"])
+                seen[body["release"]] += 1
+
+    def until_seen(release: str) -> None:
+        before, deadline = seen[release], time.monotonic() + 60
+        while seen[release] < before + 10:
+            assert time.monotonic() < deadline, (release, seen, faults)
+            time.sleep(0.01)
 
     with ServingProcess(tmp_path, first) as serving:
         clients = [threading.Thread(target=ask, args=(serving.url,)) for _ in range(4)]
         for client in clients:
             client.start()
+        until_seen("1.0.0")
         for folder in (second, first, second):
             assert swap(serving, folder).status_code == 200
+            until_seen(folder.name)
         done.set()
         for client in clients:
             client.join(20)
         assert faults == []
-        assert seen == {"1.0.0", "1.0.1"}
+        assert set(seen) == {"1.0.0", "1.0.1"}
         text = httpx.get(f"{serving.url}/metrics").text
         assert 'release="1.0.1"} 1.0' in text
         assert 'release="1.0.0"} 1.0' not in text

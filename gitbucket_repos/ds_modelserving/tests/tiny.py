@@ -11,6 +11,7 @@ from airloom.contract import Release, sha256_tree
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WEIGHTS = [[1, 0, 0], [0, 2, 0], [0, 0, 3], [1, 1, 1]]
 FAILS, SLEEPS, SPOILS_BATCH = 255, 254, 253
+ASLEEP, AWAKE = "asleep", "awake"  # files beside the model: it writes the one and sleeps until there is the other
 
 CODE = """
 import json
@@ -27,7 +28,7 @@ class Tiny:
     def __init__(self, folder):
         values = json.loads((folder / "weights" / "weights.json").read_text())
         self.weights = np.array(values["weights"], dtype=np.float32)
-        self.seen = []
+        self.bundle = folder.parent
 
     def decode(self, content):
         if not content.startswith(SIGNATURE):
@@ -41,7 +42,8 @@ class Tiny:
 
     def predict(self, batch):
         if 254 in batch[:, 0]:
-            time.sleep(0.3)
+            (self.bundle / "asleep").touch()
+            until_awake(self.bundle)
         if 253 in batch[:, 0] and len(batch) > 1:
             raise RuntimeError("secret: /etc/inside")
         if 255 in batch[:, 0]:
@@ -56,6 +58,12 @@ class Tiny:
 
     def explain(self, sample):
         return SIGNATURE + b"explained" + sample
+
+
+def until_awake(bundle):
+    deadline = time.monotonic() + 60
+    while not (bundle / "awake").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def load(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -21,10 +22,12 @@ from airloom.airflow_pages.metrics import CONTENT_TYPE, render_metrics
 from airloom.airflow_pages.monitoring import addresses, serving_targets
 from airloom.airflow_pages.run_page import RunPage, run_links
 from airloom.errors import AirloomError, NotFoundError, ServiceError
+from airloom.flows.build import builds_of
 from airloom.hooks.connect import Hooks
 from airloom.settings import get_settings
 
 RECENT_RUNS = 50
+LATEST_PREDICTIONS = 20
 # Everything on a page comes from the page itself: no script runs, and nothing is loaded from elsewhere.
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'",
@@ -38,11 +41,12 @@ def create_app() -> FastAPI:
     app = FastAPI(title="Airloom", docs_url=None, redoc_url=None, openapi_url=None)
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
     templates.filters["short"] = lambda text: str(text or "")[:12]
+    templates.filters["time"] = lambda seconds: f"{datetime.fromtimestamp(seconds, tz=UTC):%Y-%m-%d %H:%M:%S} UTC"
     templates.filters["figure"] = lambda value: "" if value is None else f"{value:.6g}"
     hooks = Hooks(get_settings())
 
     def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
-        html = templates.get_template(name).render(airflow_url=hooks.settings.airflow_api_url, **values)
+        html = templates.get_template(name).render(airflow_url=hooks.settings.airflow_page_url, **values)
         return HTMLResponse(html, status_code=status, headers=SECURITY_HEADERS)
 
     @app.exception_handler(HTTPException)
@@ -93,6 +97,7 @@ def create_app() -> FastAPI:
             XComModel.dag_id == pipeline, XComModel.run_id == run_id, XComModel.key == "return_value"
         )
         results = {task: _json(value) for task, value in session.execute(query)}
+        plan = results.get("resolve") or {}
         content = RunPage(
             pipeline=pipeline,
             run_id=run_id,
@@ -100,12 +105,17 @@ def create_app() -> FastAPI:
             results=results,
             tasks=hooks.ledger.tasks(pipeline, run_id),
             links=run_links(results, hooks),
+            builds=builds_of(hooks, {repo: pin["commit"] for repo, pin in (plan.get("code") or {}).items()}),
         )
         return page("run.html", run=content, run_part=quote(run_id, safe=""))
 
     @app.get("/receipts")
-    def find_receipt(prediction: Annotated[str, Query(alias="id", min_length=1)], user: GetUserDep) -> Response:
-        return RedirectResponse(f"/airloom/receipts/{quote(prediction.strip(), safe='')}", status_code=302)
+    def find_receipt(user: GetUserDep, prediction: Annotated[str, Query(alias="id")] = "") -> Response:
+        if prediction.strip():
+            return RedirectResponse(f"/airloom/receipts/{quote(prediction.strip(), safe='')}", status_code=302)
+        known = (path.stem for path in sorted(hooks.settings.configs_dir.glob("*.yaml")))
+        latest = {name: hooks.predictions.recent(name, LATEST_PREDICTIONS) for name in known if _may_read(user, name)}
+        return page("receipts.html", latest=latest)
 
     @app.get("/receipts/{prediction_id}")
     def receipt_page(prediction_id: str, user: GetUserDep) -> Response:

@@ -22,11 +22,5 @@ def serving_targets(gateway: Gateway) -> list[dict[str, Any]]:
 
 
 def addresses(settings: Settings) -> dict[str, str]:
-    """Service -> the address at which a browser finds it: the ports of `.env` on the address that all listen on.
-
-    Not the settings' URLs: in the stack those are names that only its own network knows.
-    """
-    everywhere = settings.bind_host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
-    host = "localhost" if everywhere else settings.bind_host
-    ports = {"airflow": settings.airflow_port, "git": settings.git_port, "mlflow": settings.mlflow_port}
-    return {name: f"http://{host}:{port}" for name, port in ports.items()}
+    """Service -> the address at which a browser finds it."""
+    return {"airflow": settings.airflow_page_url, "git": settings.git_page_url, "mlflow": settings.mlflow_page_url}

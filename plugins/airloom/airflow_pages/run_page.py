@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from airloom.contract.build import BuildRecord
 from airloom.flows.figures import TASK_ORDER
 from airloom.hooks.ledger import TaskOutcome
 
@@ -26,6 +27,7 @@ class RunPage:
     Attributes:
         results: task -> what it returned, as JSON.
         links: name -> address, each only if there is one.
+        builds: repo -> the build of the run's commit.
     """
 
     pipeline: str
@@ -34,6 +36,7 @@ class RunPage:
     results: Mapping[str, Any]
     tasks: Sequence[TaskOutcome]
     links: Mapping[str, str] = field(default_factory=dict)
+    builds: Mapping[str, BuildRecord] = field(default_factory=dict)
 
     def part(self, task: str) -> Mapping[str, Any] | None:
         """What a task returned, if it did."""

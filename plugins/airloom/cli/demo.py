@@ -25,9 +25,10 @@ def demo() -> None:
     """
     from airloom.cli.platform import provision_platform, show_addresses, start_embedded
     from airloom.cli.runs import follow
+    from airloom.embedded.instance import code_changed
     from airloom.embedded.launch import is_running
     from airloom.embedded.secrets import init_secrets
-    from airloom.errors import AirloomError
+    from airloom.errors import AirloomError, PlatformError
     from airloom.hooks.connect import Hooks
     from airloom.settings import get_settings
 
@@ -36,6 +37,11 @@ def demo() -> None:
     init_secrets(settings)
     hooks = Hooks(settings)
     if is_running(settings):
+        if code_changed(settings):
+            raise PlatformError(
+                "the platform that runs was started before Airloom's code changed",
+                hint="run: make down, then make demo",
+            )
         say("[bold]The platform is running already.[/]")
         provision_platform(settings)
         states = hooks.supervisor.services()

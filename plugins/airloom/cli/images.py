@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from airloom.cli.output import print_json, print_table, reports_errors, say
+from airloom.cli.output import command_group, print_json, print_table, reports_errors, say
 
-images = typer.Typer(help="Build the runtimes, list images, copy external ones to the registry.", no_args_is_help=True)
+images = command_group("Build the runtimes, list images, copy external ones to the registry.")
 
 
 @images.command()
@@ -31,14 +31,14 @@ def build(
         raise ConfigError(f"there is no runtime {', '.join(wrong)}", hint=f"there are: {', '.join(RUNTIMES)}")
     for runtime in runtimes or RUNTIMES:
         started = time.monotonic()
-        reference = ensure_runtime(get_settings(), runtime, typer.echo, rebuild=rebuild)
+        reference = ensure_runtime(get_settings(), runtime, typer.echo, rebuild=rebuild, pushed=True)
         say(f"{reference} is there, {time.monotonic() - started:.1f} s")
 
 
 @images.command("list")
 @reports_errors
 def list_images(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """List the installation's images in the engine: tag, digest, size and age."""
+    """List the installation's images in the engine that runs stages: tag, digest, size and age."""
     import time
 
     from airloom.flows.images import images_here

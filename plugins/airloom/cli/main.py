@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-import typer
+from airloom.cli.output import command_group
 
 COMMAND_MODULES = (
     "platform",
@@ -25,13 +25,7 @@ COMMAND_MODULES = (
     "demo",
 )
 
-app = typer.Typer(
-    name="airloom",
-    help="Push code, get a served model, and know which code, data, image and run every answer came from.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = command_group("Push code, get a served model, and know which code, data, image and run every answer came from.")
 
 for _name in COMMAND_MODULES:
     importlib.import_module(f"airloom.cli.{_name}").register(app)

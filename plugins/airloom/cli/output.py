@@ -6,14 +6,47 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import typer
+from typer.core import TyperGroup
 
 from airloom.errors import AirloomError
+
+if TYPE_CHECKING:
+    from typer._click import Context, HelpFormatter
 
 _FILE_COLUMNS = 200
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Commands(TyperGroup):
+    """Commands whose help names each with its whole first sentence.
+
+    Plain text: the library that would draw boxes around it takes long to load.
+    """
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the list of commands, folded where typer would cut."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, command.get_short_help_str(sys.maxsize)) for name, command in found if command is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def command_group(help_text: str, *, alone: bool = False) -> typer.Typer:
+    """An app to register commands on. `alone`: without one of them it does something, instead of showing its help."""
+    return typer.Typer(
+        cls=Commands,
+        help=help_text,
+        invoke_without_command=alone,
+        no_args_is_help=not alone,
+        rich_markup_mode=None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:

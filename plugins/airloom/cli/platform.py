@@ -38,7 +38,7 @@ def up(
     settings = get_settings()
     init_secrets(settings)
     if not embedded:
-        start_stack(settings)
+        start_stack(settings, seed=seed)
         return
     states = start_embedded(settings, seed=seed)
     show_addresses(settings, states)
@@ -111,7 +111,7 @@ def provision(seed: Annotated[bool, typer.Option("--seed/--no-seed", help="write
     settings = get_settings()
     if not is_running(settings) and is_up(settings):
         with Progress() as progress:
-            provision_stack(settings, progress.step)
+            provision_stack(settings, progress.step, seed=seed)
         return
     provision_platform(settings, seed=seed)
 
@@ -140,7 +140,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     from datetime import UTC, datetime
 
     from airloom.cli.stack import show_stack
-    from airloom.embedded.instance import read_record, supervisor_memory_bytes
+    from airloom.embedded.instance import code_changed, read_record, supervisor_memory_bytes
     from airloom.embedded.launch import is_running
     from airloom.errors import PlatformError
     from airloom.hooks.supervisor import Supervisor
@@ -193,6 +193,8 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     print_table(columns, rows)
     say(f"memory of all processes: {_mebibytes(total)}")
+    if code_changed(settings):
+        say("[yellow]Airloom's code has changed since the start: make down, then make up-embedded, to run the new.[/]")
 
 
 @reports_errors
@@ -222,7 +224,8 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False
     from airloom.cli.stack import clean_stack
     from airloom.embedded.clean import remove_home, size_bytes
     from airloom.embedded.instance import is_locked
-    from airloom.errors import PlatformError
+    from airloom.errors import PlatformError, UnavailableError
+    from airloom.flows.gc import remove_from_engine
     from airloom.settings import get_settings
 
     settings = get_settings()
@@ -237,6 +240,10 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False
     if not yes:
         question = f"Remove {home} ({_mebibytes(size_bytes(home))}) with all data, models, logs and secrets?"
         typer.confirm(question, abort=True)
+    try:
+        remove_from_engine(settings)
+    except UnavailableError as error:
+        say(f"containers and volumes of stages stay where they are: {error.message}")
     remove_home(settings)
     say(f"{home} is removed")
 

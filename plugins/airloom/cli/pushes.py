@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from airloom.cli.output import print_json, print_table, reports_errors, say
+from airloom.cli.output import command_group, print_json, print_table, reports_errors, say
 
 if TYPE_CHECKING:
     from airloom.flows.pushes import Push
 
-commands = typer.Typer(invoke_without_command=True, help="List pushes and what became of each; replay one.")
+commands = command_group("List pushes and what became of each; replay one.", alone=True)
 
 
 @commands.callback()

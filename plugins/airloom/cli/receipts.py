@@ -42,6 +42,7 @@ def receipt(prediction_id: PredictionArgument, as_json: JsonOption = False) -> N
         *((f"code of {repo}", commit) for repo, commit in release.lineage.items()),
         (f"served by {release.serving_repo}", release.serving_commit),
         ("environment", f"sha256:{release.environment}"),
+        *([("image", found.image.pull_ref)] if found.image else []),
     ]
     print_table(["", "receipt"], rows)
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from airloom.cli.output import print_json, print_table, reports_errors, say
+from airloom.cli.output import command_group, print_json, print_table, reports_errors, say
 
-repos = typer.Typer(help="List stage repos; add one.", no_args_is_help=True)
+repos = command_group("List stage repos; add one.")
 
 
 @repos.command()

@@ -31,8 +31,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
         raise SystemExit(1)
 
 
-def start_stack(settings: Settings) -> None:
+def start_stack(settings: Settings, *, seed: bool = True) -> None:
     """Start, wait and provision, with progress; then print the addresses.
+
+    Args:
+        seed: whether to write the demo's raw data.
 
     Raises:
         ConfigError, PlatformError: see `airloom.stack.launch.bring_up`.
@@ -47,7 +50,7 @@ def start_stack(settings: Settings) -> None:
         raise PlatformError("the embedded platform runs here", hint="stop it first: airloom down")
     write_secret_files(settings)
     with Progress() as progress:
-        bring_up(settings, progress.step)
+        bring_up(settings, progress.step, seed=seed)
     show_stack(settings)
 
 
@@ -57,19 +60,19 @@ def show_stack(settings: Settings, *, as_json: bool = False) -> None:
     Raises:
         PlatformError: Compose failed.
     """
-    from airloom.stack.compose import Compose
+    from airloom.stack.compose import Compose, is_well
 
     states = sorted(Compose(settings).states(), key=lambda state: str(state["Service"]))
     if as_json:
-        ready = all(state["State"] == "exited" or state.get("Health") == "healthy" for state in states)
+        ready = all(is_well(state) for state in states)
         print_json({"running": True, "form": "stack", "ready": ready, "services": states})
         return
     rows = []
     for state in states:
-        ports = {f"http://{p['URL']}:{p['PublishedPort']}" for p in state.get("Publishers") or [] if p["PublishedPort"]}
-        rows.append(
-            (state["Service"], state["State"], state.get("Health"), state.get("Image"), ", ".join(sorted(ports)))
-        )
+        scheme = "" if state["Service"] == "mysql" else "http://"
+        published = {p["PublishedPort"] for p in state.get("Publishers") or [] if p["PublishedPort"]}
+        addresses = ", ".join(f"{scheme}{settings.page_host}:{port}" for port in sorted(published))
+        rows.append((state["Service"], state["State"], state.get("Health"), state.get("Image"), addresses))
     print_table(["service", "state", "health", "image", "address"], rows)
     say(f"user admin, password in {settings.secrets_dir / 'admin_password'}")
 
@@ -89,8 +92,10 @@ def clean_stack(settings: Settings, *, yes: bool) -> bool:
         PlatformError: the engine or Compose failed.
     """
     from airloom.errors import AirloomError
-    from airloom.stack.launch import bring_down, volumes_of
+    from airloom.stack.launch import bring_down, is_own, volumes_of
 
+    if not is_own(settings):
+        return False
     try:
         volumes = volumes_of(settings)
     except AirloomError:  # no Docker here, so no stack

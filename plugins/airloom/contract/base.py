@@ -28,6 +28,27 @@ class Frozen(BaseModel):
         temporary.replace(path)
 
     @classmethod
+    def stored(cls, value: object, where: str) -> Self:
+        """Read a document that a store has kept, written by this version of Airloom or another.
+
+        Keys that this version does not know are passed over, so that one version's documents are of use to the next
+        and to the one before.
+
+        Args:
+            where: what the document is, for people.
+
+        Raises:
+            ContractError: it does not follow the model.
+        """
+        try:
+            return cls.model_validate(value, extra="ignore")
+        except ValidationError as error:
+            raise ContractError(
+                f"{where} cannot be read by this version of Airloom: {_first(error)}",
+                hint="run the pipeline once more; or use the version of Airloom that wrote it",
+            ) from error
+
+    @classmethod
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote.
 
@@ -39,9 +60,12 @@ class Frozen(BaseModel):
         except FileNotFoundError:
             raise ContractError(f"{cls.__name__} expected at {path}, but there is no such file") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "(the whole file)"
             raise ContractError(
-                f"{path} is not a valid {cls.__name__}: {where}: {first['msg']}",
+                f"{path} is not a valid {cls.__name__}: {_first(error)}",
                 hint="the platform and the stage image may have different contract versions: rebuild the stage",
             ) from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or '(the whole file)'}: {first['msg']}"

@@ -32,6 +32,7 @@ class BuildRecord(Frozen):
         image: what was built, where the installation builds images.
         stages: stage -> digest of the files that it is made of.
         seconds: how long the build took.
+        url: where its log is read, as far as that is known.
         announced: whether Airflow has been told of it.
         airflow: what came of that. `due`: it is to be told, and has not taken it yet. `no pipeline`: none used the
             repo. `superseded`: a later commit of the branch had been told of before.
@@ -49,6 +50,7 @@ class BuildRecord(Frozen):
     image: ImageRef | None = None
     built_at: datetime
     seconds: float
+    url: str = ""
     announced: bool = False
     airflow: Telling = "not asked"
     created: bool = True

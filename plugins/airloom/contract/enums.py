@@ -20,7 +20,6 @@ class Runner(StrEnum):
 
     PROCESS = "process"
     DOCKER = "docker"
-    KUBERNETES = "kubernetes"
 
 
 class DeployTarget(StrEnum):
@@ -28,8 +27,6 @@ class DeployTarget(StrEnum):
 
     PROCESS = "process"
     DOCKER = "docker"
-    SWARM = "swarm"
-    KUBERNETES = "kubernetes"
 
 
 class Verdict(StrEnum):

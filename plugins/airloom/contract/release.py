@@ -19,6 +19,7 @@ class GateDecision(Frozen):
         reasons: one sentence for each check, passed or not, with its figures.
         failed: those of `reasons` that reject the candidate; empty when promoted.
         metrics / champion_metrics: both evaluated on `data_tag`.
+        champion_version: that it was measured beside; where the candidate is the champion itself, the one before it.
     """
 
     verdict: Verdict
@@ -69,7 +70,11 @@ class Release(Frozen):
 
 
 class Receipt(Frozen):
-    """What a prediction's id leads back to."""
+    """What a prediction's id leads back to.
+
+    Attributes:
+        image: that the release answered from, where a registry holds it.
+    """
 
     prediction_id: str
     answered_at: datetime
@@ -78,3 +83,4 @@ class Receipt(Frozen):
     input_sha256: str
     output: dict[str, Any]
     release: Release
+    image: ImageRef | None = None

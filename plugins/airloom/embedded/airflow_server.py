@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,10 +27,16 @@ PRELOAD_VARIABLE = "AIRLOOM_PRELOAD"  # see airloom.listener, which must not be 
 BUNDLE = "airloom"
 PARALLEL_TASKS = 8
 
-# A task whose worker was killed is given up after this long without a heartbeat, and tried again.
-TASK_HEARTBEAT_TIMEOUT_SECONDS = 20
+# A task whose worker was killed is given up after this long without a heartbeat, and tried again. A heartbeat
+# waits for the database, so this is longer than the database lets anyone wait.
+TASK_HEARTBEAT_TIMEOUT_SECONDS = 25
 # A component that was killed shows as unhealthy after this long.
 HEALTH_THRESHOLD_SECONDS = 15
+
+# SQLite has one writer at a time, and a disk that is busy with other things may hold it up for seconds: those
+# who wait for it are more patient than SQLite's 5 s, after which Airflow answers with an error.
+SQLITE_TIMEOUT_SECONDS = 15
+CONNECT_ARGS = {"timeout": SQLITE_TIMEOUT_SECONDS}  # Airflow imports it by its name
 
 _COMPONENT_START_SECONDS = 120.0
 
@@ -40,8 +46,11 @@ def airflow_home(settings: Settings) -> Path:
     return settings.data_dir / "airflow"
 
 
-def airflow_environment(settings: Settings) -> dict[str, str]:
+def airflow_environment(settings: Settings, database: Mapping[str, object] | None = None) -> dict[str, str]:
     """The whole configuration of Airflow, and the settings that tasks read, as environment variables.
+
+    Args:
+        database: options of Airflow's section `database`; those of SQLite in Airflow's home when not given.
 
     Raises:
         ConfigError: a secret is missing.
@@ -54,7 +63,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     }
     # Airflow wants 32 bytes in base64; the secret may be any text.
     fernet_key = base64.urlsafe_b64encode(hashlib.sha256(settings.secret("airflow_fernet_key").encode()).digest())
-    options: dict[str, dict[str, object]] = {
+    options: dict[str, Mapping[str, object]] = {
         "core": {
             "executor": "LocalExecutor",
             "dags_folder": settings.project / "dags",
@@ -71,11 +80,11 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
             "min_serialized_dag_update_interval": 1,
             "killed_task_cleanup_time": 30,
         },
-        "database": {"sql_alchemy_conn": f"sqlite:///{home / 'airflow.db'}"},
+        "database": database or _sqlite(home),
         "api": {
             "host": settings.bind_host,
             "port": settings.airflow_port,
-            "base_url": settings.airflow_api_url,
+            "base_url": settings.airflow_page_url,
             "workers": 1,
             "instance_name": "Airloom",
             "secret_key": settings.secret("airflow_api_secret"),
@@ -105,7 +114,11 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
             "print_stats_interval": 0,
         },
         "triggerer": {"triggerer_health_check_threshold": HEALTH_THRESHOLD_SECONDS, "capacity": 50},
-        "workers": {"min_heartbeat_interval": 1, "missing_dag_retry_delay": 5},
+        "workers": {
+            "min_heartbeat_interval": 1,
+            "missing_dag_retry_delay": 5,
+            "execution_api_timeout": SQLITE_TIMEOUT_SECONDS + 10,
+        },
         "logging": {
             "base_log_folder": home / "logs",
             "dag_processor_child_process_log_directory": home / "logs" / "dag_processor",
@@ -125,6 +138,14 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     environment["MALLOC_ARENA_MAX"] = "2"
     environment["DO_NOT_TRACK"] = "1"
     return environment
+
+
+def _sqlite(home: Path) -> dict[str, object]:
+    return {
+        "sql_alchemy_conn": f"sqlite:///{home / 'airflow.db'}",
+        "sql_alchemy_connect_args": f"{__name__}.CONNECT_ARGS",
+        "sql_alchemy_connect_args_async": f"{__name__}.CONNECT_ARGS",
+    }
 
 
 def services(settings: Settings) -> list[Service]:

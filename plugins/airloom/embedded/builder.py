@@ -22,6 +22,7 @@ from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -92,6 +93,16 @@ def signature_problem(body: bytes, header: str | None, secret: str) -> str | Non
         return "unsigned"
     expected = "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
     return None if hmac.compare_digest(expected.encode(), header.encode("utf-8", "replace")) else "forged"
+
+
+def build_log(settings: Settings, repo: str, commit: str) -> Path:
+    """Where a build of the git server's writes."""
+    return settings.log_dir / "builds" / f"{repo}-{commit[:12]}.log"
+
+
+def build_log_url(settings: Settings, repo: str, commit: str) -> str:
+    """The git server's page of it."""
+    return f"{settings.git_page_url}/{settings.git_owner}/{repo}/builds/{commit}"
 
 
 def build_command(repo: str, commit: str, pusher: str) -> list[str]:
@@ -292,12 +303,12 @@ class Builder:
 
     def _build(self, repo: str, commit: str, pusher: str) -> int:
         what = f"{repo}@{commit[:12]}"
-        folder = self._settings.log_dir / "builds"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{repo}-{commit[:12]}.log"
+        path = build_log(self._settings, repo, commit)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as output:
             process = subprocess.Popen(
                 self._command(repo, commit, pusher),
+                env={**os.environ, "AIRLOOM_BUILD_URL": build_log_url(self._settings, repo, commit)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -317,7 +328,7 @@ class Builder:
             with self._lock:
                 del self._running[repo]
         log.info("the build of %s ended with exit code %d, see %s", what, code, path)
-        for old in sorted(folder.glob("*.log"), key=lambda found: found.stat().st_mtime)[:-_LOGS_KEPT]:
+        for old in sorted(path.parent.glob("*.log"), key=lambda found: found.stat().st_mtime)[:-_LOGS_KEPT]:
             old.unlink(missing_ok=True)
         return code
 
@@ -331,7 +342,7 @@ class Builder:
                 commit,
                 context=STATUS_CONTEXT,
                 state="error",
-                target_url=None,
+                target_url=build_log_url(self._settings, repo, commit),
                 description=f"the build ended with exit code {code}; see logs/builds/{repo}-{commit[:12]}.log",
                 creator=self._settings.git_user,
             )

@@ -35,7 +35,8 @@ class DynamicServices:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._path = settings.data_dir / "supervisor" / "services.json"
-        self._kept: dict[str, Kept] = dict(self._read().services)
+        # Whose folder is gone, as after a move of the project, is not started: provisioning starts what is deployed.
+        self._kept = {name: kept for name, kept in self._read().services.items() if Path(kept.definition.cwd).is_dir()}
 
     def items(self) -> list[tuple[str, Kept]]:
         return sorted(self._kept.items())

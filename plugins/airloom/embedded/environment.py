@@ -23,7 +23,9 @@ CA_VARIABLES = (
     "GIT_SSL_CAINFO",
     "NIX_SSL_CERT_FILE",
 )
-INHERITED = ("TMPDIR", "TZ", *CA_VARIABLES)
+# How Docker's own programs find an engine.
+DOCKER_VARIABLES = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONFIG")
+INHERITED = ("TMPDIR", "TZ", *DOCKER_VARIABLES, *CA_VARIABLES)
 
 
 def base_environment(settings: Settings, source: Mapping[str, str] | None = None) -> dict[str, str]:

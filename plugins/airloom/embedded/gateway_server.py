@@ -15,7 +15,7 @@ SERVER = "gateway"
 
 def service(settings: Settings) -> Service:
     """Caddy with its admin API on a private Unix socket; routes survive a restart."""
-    folder = settings.data_dir / "gateway"
+    folder = settings.gateway_dir
     config = folder / "config.json"
 
     def probe() -> None:
@@ -60,18 +60,14 @@ def base_config(settings: Settings, routes: list[dict[str, Any]]) -> dict[str, A
             "terminal": True,
         },
     ]
-    nothing = {
-        "handle": [
-            {
-                "handler": "static_response",
-                "status_code": 404,
-                "headers": {"Content-Type": ["application/json"]},
-                "body": json.dumps(
-                    {"error": {"type": "no_such_model", "message": "nothing is served at this path", "hint": None}}
-                ),
-            }
-        ]
-    }
+    nothing = _error("404", "no_such_model", "nothing is served at this path")
+    # What a serving process says of its own errors is handed on as it is; this is said where none is ready.
+    failed = _error(
+        "{http.error.status_code}",
+        "no_answer",
+        "no process of this model is ready to answer",
+        hint="try again in a while; where the platform runs, airloom status tells more",
+    )
     return {
         "admin": {"listen": _admin_address(settings.gateway_admin)},
         "apps": {
@@ -84,10 +80,25 @@ def base_config(settings: Settings, routes: list[dict[str, Any]]) -> dict[str, A
                         "automatic_https": {"disable": True},
                         "protocols": ["h1"],
                         "routes": [*own, *routes, nothing],
+                        "errors": {"routes": [failed]},
                     }
                 },
             }
         },
+    }
+
+
+def _error(status: str, kind: str, message: str, *, hint: str | None = None) -> dict[str, Any]:
+    """The route that answers so, in the form in which a serving process tells its errors."""
+    return {
+        "handle": [
+            {
+                "handler": "static_response",
+                "status_code": status,
+                "headers": {"Content-Type": ["application/json"]},
+                "body": json.dumps({"error": {"type": kind, "message": message, "hint": hint}}),
+            }
+        ]
     }
 
 

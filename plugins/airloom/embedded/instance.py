@@ -58,6 +58,13 @@ def write_record(settings: Settings) -> None:
     temporary.replace(path)
 
 
+def code_changed(settings: Settings) -> bool:
+    """Whether Airloom's code is newer than the platform that runs: its services hold the old in memory."""
+    record = read_record(settings)
+    newest = max(path.stat().st_mtime for path in Path(__file__).parents[1].rglob("*.py"))
+    return record is not None and newest > record.started.timestamp()
+
+
 def is_locked(settings: Settings) -> bool:
     """Whether a supervisor, or the guard that cleans up after one, is alive."""
     path = settings.run_dir / "supervisor.lock"

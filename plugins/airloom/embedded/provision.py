@@ -10,21 +10,24 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airloom.errors import ConfigError, NotFoundError, ServiceError
+from airloom.hooks.airflow_api import STAGE_POOL
 from airloom.hooks.connect import Hooks
+from airloom.operators.registry_login import REGISTRY_CONNECTION
+from airloom.settings import Settings
 
 # Called with the name of a step and how far it is; several threads call it.
 OnProgress = Callable[[str, str], None]
 
 TEMPLATE_MESSAGE = "Start from the template"
-STEPS = ("buckets", "raw data", "repositories", "Airflow connections", "deployments")
+STEPS = ("buckets", "raw data", "repositories", "Airflow", "deployments")
 
 # What working in a template's folder leaves behind.
-_EXCLUDED = ("__pycache__/", "*.pyc", "*.egg-info/", ".*_cache/", ".venv/", ".git/", ".hypothesis/", ".benchmarks/")
+EXCLUDED = ("__pycache__/", "*.pyc", "*.egg-info/", ".*_cache/", ".venv/", ".git/", ".hypothesis/", ".benchmarks/")
 
 
 def provision(hooks: Hooks, on_progress: OnProgress = lambda step, state: None, *, seed: bool = True) -> None:
-    """Make buckets, repositories with their first push and hook, and Airflow's connections; write the demo's data;
-    have every deployed release answer at the gateway.
+    """Make buckets, repositories with their first push and hook, and Airflow's connections, pool and variables; write
+    the demo's data; have every deployed release answer at the gateway.
 
     Args:
         seed: whether to write the demo's raw data.
@@ -34,7 +37,7 @@ def provision(hooks: Hooks, on_progress: OnProgress = lambda step, state: None, 
     """
     _buckets(hooks, on_progress)
     with ThreadPoolExecutor(4, thread_name_prefix="provision") as threads:
-        tasks = [threads.submit(step, hooks, on_progress) for step in (_repositories, _connections, _deployments)]
+        tasks = [threads.submit(step, hooks, on_progress) for step in (_repositories, _airflow, _deployments)]
         if seed:
             tasks.append(threads.submit(_raw_data, hooks, on_progress))
         for task in tasks:
@@ -135,7 +138,7 @@ def push_template(hooks: Hooks, repo: str, folder: Path) -> bool:
     with tempfile.TemporaryDirectory(prefix="airloom-push-") as temporary:
         git_dir = Path(temporary) / "git"
         run_git(["init", "--quiet", "--bare", "-b", "main", str(git_dir)], environment=environment)
-        (git_dir / "info" / "exclude").write_text("\n".join(_EXCLUDED) + "\n")
+        (git_dir / "info" / "exclude").write_text("\n".join(EXCLUDED) + "\n")
         tree = ("-C", str(folder), "--work-tree", str(folder))
         run_git([*tree, "add", "--all", "."], git_dir=git_dir, environment=environment)
         run_git([*tree, "commit", "--quiet", "-m", TEMPLATE_MESSAGE], git_dir=git_dir, environment=environment)
@@ -166,12 +169,16 @@ def _has_main(hooks: Hooks, repo: str) -> bool:
     return True
 
 
-def _connections(hooks: Hooks, on_progress: OnProgress) -> None:
-    on_progress("Airflow connections", "working")
+def _airflow(hooks: Hooks, on_progress: OnProgress) -> None:
+    on_progress("Airflow", "working")
     wanted = connections(hooks)
     for connection_id, connection in wanted.items():
         hooks.airflow.ensure_connection(connection_id, connection)
-    on_progress("Airflow connections", f"done: {', '.join(wanted)}")
+    hooks.airflow.ensure_pool(STAGE_POOL, hooks.settings.stage_slots, "Stages that run at once, of all pipelines")
+    for key, (value, text) in variables(hooks.settings).items():
+        hooks.airflow.ensure_variable(key, value, text)
+    said = f"connections {', '.join(wanted)}; pool {STAGE_POOL}; variables {', '.join(variables(hooks.settings))}"
+    on_progress("Airflow", f"done: {said}")
 
 
 def _deployments(hooks: Hooks, on_progress: OnProgress) -> None:
@@ -183,13 +190,22 @@ def _deployments(hooks: Hooks, on_progress: OnProgress) -> None:
     on_progress("deployments", said + (f"; not restored: {'; '.join(failed)}" if failed else ""))
 
 
+def variables(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Name -> value and description of what people's own DAGs need to know of this installation."""
+    images = "/".join(part for part in (settings.registry, settings.image_namespace) if part)
+    return {
+        "airloom_images": (images, "What the names of images begin with: <this>/<repo>:<commit>"),
+        "airloom_docker_network": (settings.docker_network, "The network that containers of stages and releases join"),
+    }
+
+
 def connections(hooks: Hooks) -> dict[str, dict[str, Any]]:
     """Airflow's connections to the other services, as its REST API takes them."""
     import json
 
     settings = hooks.settings
     mlflow = urlsplit(settings.mlflow_api_url)
-    return {
+    found: dict[str, dict[str, Any]] = {
         "airloom_s3": {
             "conn_type": "aws",
             "login": "airloom",
@@ -212,3 +228,14 @@ def connections(hooks: Hooks) -> dict[str, dict[str, Any]]:
             "description": "MLflow: runs and models",
         },
     }
+    if settings.registry and settings.registry_user:
+        host, _, port = settings.registry.rpartition(":")
+        found[REGISTRY_CONNECTION] = {
+            "conn_type": "docker",
+            "host": host if port.isdigit() else settings.registry,
+            "port": int(port) if port.isdigit() else None,
+            "login": settings.registry_user,
+            "password": settings.secret("registry_password"),
+            "description": "Image registry",
+        }
+    return found

@@ -25,7 +25,7 @@ from airloom.embedded.keeper import Keeper, Timing
 from airloom.embedded.ports import PortUse, check_ports, check_room, service_ports
 from airloom.embedded.service import Service
 from airloom.errors import AirloomError, ConflictError, NotFoundError, PlatformError
-from airloom.hooks.supervisor import Phase, ServiceDefinition
+from airloom.hooks.supervisor import ServiceDefinition
 from airloom.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -176,10 +176,6 @@ class Supervisor:
         await asyncio.gather(*(stop(keeper) for keeper in self.keepers))
         # What has left its parent's group: stage processes, hooks. Their services are gone.
         await asyncio.to_thread(guard.end_members, self.settings.instance_id)
-
-    @property
-    def all_stopped(self) -> bool:
-        return all(keeper.phase is Phase.STOPPED for keeper in self.keepers)
 
 
 def ordered(services: Sequence[Service]) -> list[Service]:

@@ -9,6 +9,7 @@ from airloom.contract.assets import stage_asset
 from airloom.contract.build import BuildRecord, Telling
 from airloom.errors import AirloomError, NotFoundError, UnavailableError
 from airloom.hooks.connect import Hooks
+from airloom.spec.load import load_pipelines
 
 _SECONDS = 60.0
 # The clocks of the machine that builds and of Airflow's may differ by less than this.
@@ -45,6 +46,11 @@ def announce(hooks: Hooks, record: BuildRecord, on_progress: Progress, *, of_mai
             return "superseded", newer
         attempts(_tell, hooks, record)
     except NotFoundError:
+        users = users_of(hooks, record.repo)
+        if users:
+            detail = f"Airflow has not read {', '.join(users)} yet: told when it has"
+            on_progress(detail)
+            return "due", detail
         detail = "no pipeline uses this repo, so that none was started"
         on_progress(detail)
         return "no pipeline", detail
@@ -54,6 +60,25 @@ def announce(hooks: Hooks, record: BuildRecord, on_progress: Progress, *, of_mai
         return "due", detail
     on_progress("Airflow has been told: the pipelines that use this repo start")
     return "told", "Airflow has been told"
+
+
+def users_of(hooks: Hooks, repo: str) -> list[str]:
+    """The pipelines that use a repo, by the configurations that this process knows: Airflow may not have them yet."""
+    specs, _ = load_pipelines(hooks.settings.configs_dir)
+    return sorted(spec.name for spec in specs if repo in spec.repos)
+
+
+def is_known(hooks: Hooks, repo: str) -> bool:
+    """Whether Airflow has read a pipeline that uses a repo, so that it can be told.
+
+    Raises:
+        ServiceError: Airflow refused or did not answer.
+    """
+    try:
+        hooks.airflow.asset_events(stage_asset(repo), limit=1)
+    except NotFoundError:
+        return False
+    return True
 
 
 def _tell(hooks: Hooks, record: BuildRecord) -> None:

@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-import airloom
 from airloom.contract import CodePin
 from airloom.contract.build import BuildFailure, BuildRecord
 from airloom.contract.push import Asker
 from airloom.errors import AirloomError, BuildFailedError, ContractError, NotFoundError, ServiceError
+from airloom.flows.build_steps import BuildSteps, Step
 from airloom.flows.checkout import ensure_checkout
-from airloom.flows.push_entry import BuildEntry
+from airloom.flows.lease import Lease, LeaseLostError, lease
 from airloom.hooks.connect import Hooks
-from airloom.settings import Settings
-from airloom.spec.stage_repo import StageRepo
 
-__all__ = ["build", "built_commits", "ensure_checkout", "find_build", "find_failure"]
+__all__ = [
+    "build",
+    "build_until",
+    "builds_of",
+    "built_commits",
+    "ensure_checkout",
+    "find_build",
+    "find_failure",
+    "note_told",
+    "say_again",
+]
 
 STATUS_CONTEXT = "airloom/build"
-LINT_RULES = "E9,F63,F7,F82"  # what cannot run: syntax, undefined names, comparisons that are always one way
-_LINT_SECONDS = 60.0
-_ENTRY_SECONDS = 90.0
-_TEST_SECONDS = 300.0
-_SHOWN_CHARACTERS = 600
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What is asked of a build; see `build_until`."""
+
+    until: Step
+    pusher: str
+    announce: bool
+    asked_by: Asker
 
 
 def build(
@@ -48,7 +55,29 @@ def build(
     announce: bool = True,
     asked_by: Asker = "person",
 ) -> BuildRecord:
-    """Build a commit: check it out, lint it, load its entry point, record it, and tell Airflow.
+    """`build_until` its end."""
+    record = build_until(
+        hooks, repo, commit, "report", on_progress, pusher=pusher, announce=announce, asked_by=asked_by
+    )
+    assert record is not None  # noqa: S101 - whoever reports has one
+    return record
+
+
+def build_until(
+    hooks: Hooks,
+    repo: str,
+    commit: str,
+    until: Step,
+    on_progress: Progress = lambda line: None,
+    *,
+    pusher: str = "",
+    announce: bool = True,
+    asked_by: Asker = "person",
+) -> BuildRecord | None:
+    """Take the steps of a build up to one of them; later calls, of other processes too, go on from there.
+
+    The steps are: inspect (check the commit out, lint it), build (its image), test (load its entry point, run its
+    tests), push (the image), report (record it, say so on the commit, tell Airflow).
 
     A commit that was built in the same environment is not built again; if Airflow has not heard of it, it
     is told now. That Airflow does not answer is no reason for a build to fail: the commit's status says so.
@@ -60,30 +89,25 @@ def build(
         announce: whether to tell Airflow, so that the pipelines that use the repo start.
         asked_by: a person's wish is followed whatever came of earlier builds.
 
+    Returns:
+        The record; None before `report` for a commit that was not built before.
+
     Raises:
         BuildFailedError: the commit cannot be used; its status says why.
         NotFoundError: no such repo or commit.
         ServiceError: the git server or the object store refused or did not answer.
     """
     pin = hooks.git.commit(repo, commit)
-    with _one_at_a_time(hooks, pin):
-        entry = BuildEntry(hooks, pin, asked_by, pusher, on_progress)
+    wish = _Wish(until, pusher, announce, asked_by)
+    with _one_at_a_time(hooks, pin, on_progress):
         try:
-            if asked_by != "person":
-                _refuse_failed(hooks, pin)
-            record = _build(hooks, pin, entry, on_progress, announce)
+            return _build_alone(hooks, pin, wish, on_progress)
         except BuildFailedError as error:
-            _keep_failure(hooks, pin, error, on_progress)
             _report(hooks, pin, "failure", error.message, on_progress)
-            entry.end("failed", error.message)
             raise
         except AirloomError as error:
             _report(hooks, pin, "error", f"could not be built: {error.message}", on_progress)
-            entry.end("error", error.message)
             raise
-        image = record.image.pull_ref if record.image else ""
-        entry.end("built" if record.created else "found", "", airflow=record.airflow, image=image)
-        return record
 
 
 def find_build(hooks: Hooks, repo: str, commit: str) -> BuildRecord | None:
@@ -106,36 +130,106 @@ def find_failure(hooks: Hooks, repo: str, commit: str) -> BuildFailure | None:
         return None
 
 
+def builds_of(hooks: Hooks, commits: Mapping[str, str]) -> dict[str, BuildRecord]:
+    """repo -> the build of its commit, where there was one; none of what the store does not tell."""
+    found: dict[str, BuildRecord] = {}
+    with suppress(AirloomError):
+        for repo, commit in commits.items():
+            record = find_build(hooks, repo, commit)
+            if record is not None:
+                found[repo] = record
+    return found
+
+
+def note_told(hooks: Hooks, record: BuildRecord) -> None:
+    """Note that the pipelines have started with a commit, and that nobody has to tell them."""
+    _store(hooks, record.model_copy(update={"announced": True, "airflow": "told"}))
+
+
 def built_commits(hooks: Hooks, repo: str) -> set[str]:
     """Commits of a repo whose build has ended, well or badly."""
     found = hooks.store.list(hooks.settings.bucket_airloom, f"builds/{repo}/")
     return {item.key.rpartition("/")[2].partition(".")[0] for item in found}
 
 
-def _build(hooks: Hooks, pin: CodePin, entry: BuildEntry, on_progress: Progress, announce: bool) -> BuildRecord:
-    from airloom.flows.announce import announce as tell
+def _build_alone(hooks: Hooks, pin: CodePin, wish: _Wish, on_progress: Progress) -> BuildRecord | None:
+    """Build while no other machine builds the same commit; who comes second finds what the first has made."""
+    what = f"{pin.repo}@{pin.commit[:8]}"
+    bucket, key = hooks.settings.bucket_airloom, f"builds/{pin.repo}/{pin.commit}.json"
+    while True:
+        try:
+            with lease(
+                hooks.store, bucket, key, on_wait=lambda holder: on_progress(f"{what} is being built by {holder}")
+            ) as held:
+                if wish.asked_by != "person":
+                    _refuse_failed(hooks, pin)
+                return _build(hooks, pin, wish, on_progress, held)
+        except LeaseLostError:
+            on_progress(f"{what}: this build slept so long that another has begun: what that makes counts")
+
+
+def _build(hooks: Hooks, pin: CodePin, wish: _Wish, on_progress: Progress, held: Lease) -> BuildRecord | None:
     from airloom.flows.environment import store_environment
 
-    what = f"{pin.repo}@{pin.commit[:8]}"
+    started = "build started" if wish.until == "report" else wish.until
     environment = store_environment(hooks)
-    entry.start()
-    earlier = find_build(hooks, pin.repo, pin.commit)
-    if earlier is not None and _is_current(hooks, pin, earlier, environment):
-        on_progress(f"{what} was built already at {earlier.built_at:%Y-%m-%d %H:%M:%S} UTC: nothing to build")
-        record = earlier.model_copy(update={"created": False})
-    else:
-        record = _make(hooks, pin, environment, on_progress, entry.pusher)
-        if earlier is not None:
-            record = record.model_copy(update={"announced": earlier.announced, "airflow": earlier.airflow})
-            _store(hooks, record)
-    said = f"built: {', '.join(stage.value for stage in record.stages)}"
-    if announce and not record.announced:
+    steps = BuildSteps(
+        hooks, pin, held, environment, on_progress, lambda: _report(hooks, pin, "pending", started, on_progress)
+    )
+    try:
+        record = find_build(hooks, pin.repo, pin.commit)
+        if record is not None and _is_current(hooks, pin, record, environment):
+            built_at = f"{record.built_at:%Y-%m-%d %H:%M:%S} UTC"
+            on_progress(f"{pin.repo}@{pin.commit[:8]} was built already at {built_at}: nothing to build")
+            record = record.model_copy(update={"created": False})
+            if wish.until != "report":
+                return record
+            steps.start(wish.asked_by, wish.pusher)
+        else:
+            steps.start(wish.asked_by, wish.pusher)
+            steps.run(wish.until)
+            if wish.until != "report":
+                return None
+            record = _recorded(hooks, steps.record(wish.pusher), record, held)
+        record = _announced(hooks, pin, record, wish, on_progress)
+    except LeaseLostError:
+        raise
+    except BuildFailedError as error:
+        held.check()
+        _keep_failure(hooks, pin, error, on_progress)
+        steps.end("failed", error.message)
+        raise
+    except AirloomError as error:
+        with suppress(AirloomError):  # the store is down
+            steps.start(wish.asked_by, wish.pusher)
+        steps.end("error", error.message)
+        raise
+    image = record.image.pull_ref if record.image else ""
+    steps.end("built" if record.created else "found", airflow=record.airflow, image=image)
+    return record
+
+
+def _recorded(hooks: Hooks, record: BuildRecord, earlier: BuildRecord | None, held: Lease) -> BuildRecord:
+    """Store a record; whether Airflow was told of an earlier build of the commit holds for this one."""
+    if earlier is not None:
+        record = record.model_copy(update={"announced": earlier.announced, "airflow": earlier.airflow})
+    held.check()
+    _store(hooks, record)
+    return record
+
+
+def _announced(hooks: Hooks, pin: CodePin, record: BuildRecord, wish: _Wish, on_progress: Progress) -> BuildRecord:
+    """Say on the commit that it is built, and tell Airflow what it has not heard."""
+    from airloom.flows.announce import announce as tell
+
+    said = _said(record)
+    if wish.announce and not record.announced:
         # Found after a kill, it says that telling is owed.
         record = record.model_copy(update={"airflow": "due"})
         _store(hooks, record)
         # The commit is built, however long it takes to tell Airflow.
         _report(hooks, pin, "success", said, on_progress)
-        telling, detail = tell(hooks, record, on_progress, of_main=entry.asked_by != "person")
+        telling, detail = tell(hooks, record, on_progress, of_main=wish.asked_by != "person")
         record = record.model_copy(update={"announced": telling == "told", "airflow": telling})
         _store(hooks, record)
         said = f"{said}; {detail}"
@@ -162,6 +256,23 @@ def _keep_failure(hooks: Hooks, pin: CodePin, error: BuildFailedError, on_progre
         on_progress(f"the failure could not be recorded: {problem.message}")
 
 
+def lost_image(hooks: Hooks, record: BuildRecord) -> str | None:
+    """Why what a build has made is of no use any more, where images are made; None where it is.
+
+    Raises:
+        ServiceError: the engine or the registry refused or did not answer.
+    """
+    from airloom.flows import images
+
+    if not images.makes_images(hooks.settings):
+        return None
+    if record.image is None:
+        return "it was built without an image"
+    if images.is_there(hooks.settings, record.image):
+        return None
+    return f"its image {record.image.name}:{record.image.tag} is gone"
+
+
 def _is_current(hooks: Hooks, pin: CodePin, record: BuildRecord, environment: str) -> bool:
     """Whether a build is what it would be if it were made now."""
     from airloom.flows import images
@@ -171,139 +282,35 @@ def _is_current(hooks: Hooks, pin: CodePin, record: BuildRecord, environment: st
     return images.is_current(hooks.settings, record.image, ensure_checkout(hooks, pin.repo, pin.commit))
 
 
-def _make(hooks: Hooks, pin: CodePin, environment: str, on_progress: Progress, pusher: str) -> BuildRecord:
-    from airloom.flows import images
-
-    started = time.monotonic()
-    what = f"{pin.repo}@{pin.commit[:8]}"
-    _report(hooks, pin, "pending", "build started", on_progress)
-    on_progress(f"{what}: checking out")
-    folder = ensure_checkout(hooks, pin.repo, pin.commit)
-    on_progress(f"{what}: linting")
-    _lint(what, folder)
-    on_progress(f"{what}: loading main.py")
-    _load_entry_point(what, folder)
-    stages = StageRepo.load(folder)
-    image = None
-    if images.makes_images(hooks.settings):
-
-        def check(built: str) -> None:
-            on_progress(f"{what}: testing")
-            _test(hooks.settings, what, folder, stages.tests, built)
-
-        image = images.build_stage_image(hooks.settings, pin, folder, on_progress, check)
-    else:
-        on_progress(f"{what}: testing")
-        _test(hooks.settings, what, folder, stages.tests)
-    record = BuildRecord(
-        repo=pin.repo,
-        commit=pin.commit,
-        message=pin.message,
-        author=pin.author,
-        pusher=pusher,
-        environment=environment,
-        stages={stage: stages.code_digest(folder, stage) for stage in stages.stages},
-        image=image,
-        built_at=datetime.now(UTC),
-        seconds=round(time.monotonic() - started, 3),
-    )
-    _store(hooks, record)
-    on_progress(f"{what}: built in {record.seconds:.1f} s: {', '.join(stage.value for stage in record.stages)}")
-    return record
-
-
-# Checks
-
-
-def _lint(what: str, folder: Path) -> None:
-    """Raises BuildFailedError with the first findings; does nothing where ruff isn't installed."""
-    ruff = shutil.which("ruff", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
-    if ruff is None:
-        return
-    command = [ruff, "check", "--isolated", "--no-cache", "--quiet", "--output-format", "concise"]
-    code, output = _run([*command, "--select", LINT_RULES, "."], folder, _LINT_SECONDS)
-    if code == 1:
-        raise BuildFailedError(f"{what}: {_shortened(output.splitlines()[:5])}")
-    if code != 0:
-        raise ServiceError(f"ruff could not be run on {what}: {_shortened(output.splitlines()[-5:])}")
-
-
-def _load_entry_point(what: str, folder: Path) -> None:
-    """Raises BuildFailedError when `python main.py --help` fails."""
-    if not (folder / "main.py").is_file():
-        raise BuildFailedError(f"{what}: there is no main.py", hint="every stage of a repo starts from it")
-    code, output = _run([sys.executable, "main.py", "--help"], folder, _ENTRY_SECONDS)
-    if code is None:
-        raise BuildFailedError(f"{what}: `python main.py --help` did not end within {_ENTRY_SECONDS:.0f} s")
-    if code != 0:
-        last = [line for line in output.splitlines() if line.strip()][-4:]
-        raise BuildFailedError(f"{what}: `python main.py --help` ended with {code}: {_shortened(last)}")
-
-
-def _test(settings: Settings, what: str, folder: Path, tests: list[str], image: str | None = None) -> None:
-    """Raises BuildFailedError when a test fails: in the image where there is one, else with this Python's packages."""
-    if not tests:
-        return
-    arguments = ["-m", "pytest", "-q", "-x", "--tb=line", "-p", "no:cacheprovider", *tests]
-    if image is None:
-        code, output = _run([sys.executable, *arguments], folder, _TEST_SECONDS)
-    else:
-        from airloom.hooks.image_builder import ImageBuilder
-
-        command = ["python", *arguments]
-        code, output = ImageBuilder(settings).run(image, folder, command, limit_seconds=_TEST_SECONDS)
-    if code is None:
-        raise BuildFailedError(
-            f"{what}: its tests did not end within {_TEST_SECONDS:.0f} s", hint="name quick ones in stages.yaml: tests"
-        )
-    if code != 0:
-        last = [line for line in output.splitlines() if line.strip()][-4:]
-        raise BuildFailedError(f"{what}: its tests failed: {_shortened(last)}")
-
-
-def _run(command: Sequence[str], folder: Path, limit_seconds: float) -> tuple[int | None, str]:
-    """Exit code (None: out of time) and output of a program that knows nothing of this process's environment."""
-    with tempfile.TemporaryDirectory(prefix="airloom-build-") as home:
-        environment = {
-            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.defpath)),
-            "HOME": home,
-            "TMPDIR": home,
-            "LANG": "C.UTF-8",
-            # The contract is all that stage code may import of the platform.
-            "PYTHONPATH": str(Path(airloom.__file__).parent.parent),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=limit_seconds)
-            code: int | None = process.returncode
-        except subprocess.TimeoutExpired:
-            code, output = None, b""
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return code, output.decode(errors="replace")
-
-
-def _shortened(lines: Sequence[str]) -> str:
-    text = " | ".join(line.strip() for line in lines)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
-
-
 # Saying
 
 
-def _report(hooks: Hooks, pin: CodePin, state: str, description: str, on_progress: Progress) -> None:
-    """Set the commit's status; that it can't be set does not undo a build."""
+def say_again(hooks: Hooks, repo: str, commit: str, on_progress: Progress) -> str | None:
+    """Set the status of a commit whose build has ended, where it is missing or still says otherwise; what it says now.
+
+    The git server was away, or the build was killed, when it was to be said.
+
+    Raises:
+        ServiceError: the git server or the store refused or did not answer.
+    """
+    record = find_build(hooks, repo, commit)
+    failure = find_failure(hooks, repo, commit) if record is None else None
+    if record is None and failure is None:
+        return None
+    there = (row for row in hooks.gitbucket.statuses(repo, commit) if row["context"] == STATUS_CONTEXT)
+    if next((row["state"] for row in there), "pending") != "pending":
+        return None
+    said = _said(record) if record else failure.reason if failure else ""
+    state = "success" if record else "failure"
+    return said if _report(hooks, hooks.git.commit(repo, commit), state, said, on_progress) else None
+
+
+def _said(record: BuildRecord) -> str:
+    return f"built: {', '.join(stage.value for stage in record.stages)}"
+
+
+def _report(hooks: Hooks, pin: CodePin, state: str, description: str, on_progress: Progress) -> bool:
+    """Set the commit's status; that it can't be set does not undo a build. Whether it was set."""
     try:
         hooks.gitbucket.set_status(
             pin.repo,
@@ -315,6 +322,8 @@ def _report(hooks: Hooks, pin: CodePin, state: str, description: str, on_progres
         )
     except (ServiceError, NotFoundError) as error:
         on_progress(f"the commit's status could not be set: {error.message}")
+        return False
+    return True
 
 
 # Storing
@@ -334,13 +343,17 @@ def _store(hooks: Hooks, record: BuildRecord) -> None:
 
 
 @contextmanager
-def _one_at_a_time(hooks: Hooks, pin: CodePin) -> Iterator[None]:
-    """Who builds the same commit meanwhile waits, and then finds the record."""
+def _one_at_a_time(hooks: Hooks, pin: CodePin, on_progress: Progress) -> Iterator[None]:
+    """Who builds the same commit on this machine waits here, without asking the store again and again."""
     path = hooks.settings.checkouts_dir / pin.repo / f".{pin.commit}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_progress(f"{pin.repo}@{pin.commit[:8]} is being built on this machine: waiting")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

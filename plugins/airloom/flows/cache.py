@@ -63,7 +63,7 @@ class CacheEntry(Frozen):
 
 
 def key_parts(plan: RunPlan, stage: Stage, inputs: Mapping[str, str]) -> KeyParts:
-    """Everything that a stage's result depends on."""
+    """Everything that a stage's result depends on. Runs and commits don't count, only what they hold."""
     pin = plan.stages[stage]
     return KeyParts(
         stage=stage,
@@ -74,11 +74,6 @@ def key_parts(plan: RunPlan, stage: Stage, inputs: Mapping[str, str]) -> KeyPart
         seed=pin.seed,
         inputs=dict(inputs),
     )
-
-
-def key_of(plan: RunPlan, stage: Stage, inputs: Mapping[str, str]) -> str:
-    """The key of a stage's result. Runs and commits don't count, only what they hold."""
-    return key_parts(plan, stage, inputs).key
 
 
 def source_inputs(plan: RunPlan) -> dict[str, str]:

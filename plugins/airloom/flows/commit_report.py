@@ -117,9 +117,7 @@ def _set(
     """Set one status (context, state, text) on the commits that stages of the run are made of."""
     context, state, text = status
     pins = {plan.code_of(stage).repo: plan.code_of(stage) for stage in stages if stage in plan.stages}
-    settings = hooks.settings
-    base = settings.airflow_public_url or settings.airflow_api_url
-    run = f"{base}/dags/{quote(plan.pipeline, safe='')}/runs/{quote(plan.run_id, safe='')}"
+    run = f"{hooks.settings.airflow_page_url}/dags/{quote(plan.pipeline, safe='')}/runs/{quote(plan.run_id, safe='')}"
     try:
         for pin in pins.values():
             hooks.gitbucket.set_status(

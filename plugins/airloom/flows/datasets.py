@@ -46,6 +46,13 @@ def materialize(hooks: Hooks, data_version: DataVersion) -> Path:
     return folder
 
 
+def objects_of(hooks: Hooks, data_version: DataVersion) -> dict[str, str]:
+    """The MD5 of each file of a data version, by its name below the folder."""
+    remote = DvcStore.from_settings(hooks.settings, hooks.store)
+    listing = remote.listing(VersionTag.parse(data_version.tag).pipeline, data_version.md5)
+    return {file.name: file.md5 for file in listing.files}
+
+
 def _make(remote: DvcStore, folder: Path, data_version: DataVersion) -> None:
     pipeline = VersionTag.parse(data_version.tag).pipeline
     for attempt in (1, 2):

@@ -23,6 +23,7 @@ from airloom.flows.deployments import (
     target_of,
 )
 from airloom.flows.release import ensure_bundle
+from airloom.flows.resolve import spec_of
 from airloom.hooks.serving import ServingClient
 from airloom.spec.pipeline import Canary, PipelineSpec
 
@@ -50,7 +51,7 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
         RolledBackError: the release did not hold; the earlier one answers again, with all traffic.
         UnavailableError: the gateway or the store did not answer.
     """
-    spec = PipelineSpec.model_validate(plan.spec)
+    spec = spec_of(plan)
     target = target_of(hooks, spec)
     with one_at_a_time(hooks, plan.pipeline):
         before = deployment(hooks, plan.pipeline)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from airloom.contract import Deployment, DeployTarget, Release
-from airloom.errors import AirloomError, ConfigError, NotFoundError, ServiceError
-from airloom.flows.release import REFERENCE_FILE, bundle_path, ensure_bundle, release_of
+from airloom.errors import AirloomError, NotFoundError, ServiceError
+from airloom.flows.release import REFERENCE_FILE, bundle_path, ensure_bundle, release_image, release_of
+from airloom.flows.resolve import load_plan, spec_of
 from airloom.hooks.gateway import Upstream
 from airloom.spec.pipeline import PipelineSpec
 
@@ -57,31 +58,23 @@ class Target(Protocol):
 
 
 def target_of(hooks: Hooks, spec: PipelineSpec) -> Target:
-    """What runs the pipeline's releases.
-
-    Raises:
-        ConfigError: this installation has no such target.
-    """
-    if spec.deploy.target is DeployTarget.PROCESS:
-        from airloom.hooks.deploy_process import ProcessTarget
-
-        return ProcessTarget(hooks.settings, hooks.supervisor)
+    """What runs the pipeline's releases."""
     if spec.deploy.target is DeployTarget.DOCKER:
         from airloom.hooks.deploy_docker import DockerTarget
 
-        return DockerTarget(hooks.settings)
-    raise ConfigError(
-        f"deploy.target {spec.deploy.target.value!r} is not available in this installation",
-        hint="use target 'process' or 'docker'",
-    )
+        return DockerTarget(hooks.settings, published=lambda release: release_image(hooks, release))
+    from airloom.hooks.deploy_process import ProcessTarget
+
+    return ProcessTarget(hooks.settings, hooks.supervisor)
 
 
 def deployment(hooks: Hooks, pipeline: str) -> Deployment | None:
     """What is deployed; `None` before the first time."""
     try:
-        return Deployment.model_validate(hooks.store.get_json(hooks.settings.bucket_airloom, _key(pipeline)))
+        value = hooks.store.get_json(hooks.settings.bucket_airloom, _key(pipeline))
     except NotFoundError:
         return None
+    return Deployment.stored(value, f"what is deployed of {pipeline}")
 
 
 def save(
@@ -193,15 +186,10 @@ def _restore_route(hooks: Hooks, pipeline: str) -> str | None:
         if version is None:
             return None
         release = release_of(hooks, pipeline, version)
-        spec = PipelineSpec.model_validate(_plan_spec(hooks, release))
+        spec = spec_of(load_plan(hooks, release.plan))
         bundle = ensure_bundle(hooks, release)
         direct(hooks, spec, (target_of(hooks, spec).start(release, bundle, spec), 100))
         return version
-
-
-def _plan_spec(hooks: Hooks, release: Release) -> dict[str, Any]:
-    spec: dict[str, Any] = hooks.store.get_json(*hooks.store.split_uri(release.plan))["spec"]
-    return spec
 
 
 def _close(found: Any, wanted: Any) -> bool:

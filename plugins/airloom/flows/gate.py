@@ -11,10 +11,10 @@ from airloom.contract import DataVersion, GateDecision, RunPlan, StageOutcome, V
 from airloom.contract.enums import Stage
 from airloom.errors import ContractError, NotFoundError
 from airloom.flows.gate_plot import gate_plot
-from airloom.flows.resolve import plan_uri
+from airloom.flows.resolve import plan_uri, spec_of
 from airloom.hooks import mlflow_records as records
 from airloom.hooks.mlflow_records import CANDIDATE, CHAMPION
-from airloom.spec.pipeline import ChampionRule, GateSpec, PipelineSpec, Threshold
+from airloom.spec.pipeline import ChampionRule, GateSpec, Threshold
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
@@ -45,6 +45,28 @@ def champion(hooks: Hooks, plan: RunPlan) -> ModelVersionInfo | None:
     return hooks.mlflow.alias(plan.pipeline, CHAMPION)
 
 
+def measured_beside(hooks: Hooks, plan: RunPlan, model_uri: str, digest: str | None) -> ModelVersionInfo | None:
+    """What a candidate is evaluated together with: the champion.
+
+    The champion itself, met again, is evaluated together with what it was when it was a candidate: the verdict that
+    promoted it stands, and so does that evaluation.
+
+    Raises:
+        UnavailableError: MLflow does not answer.
+    """
+    incumbent = champion(hooks, plan)
+    if incumbent is None or not _same_model(incumbent, model_uri, digest):
+        return incumbent
+    version = incumbent.tags.get(records.GATE_CHAMPION_TAG)
+    if not version:
+        return None
+    try:
+        before = hooks.mlflow.version(plan.pipeline, version)
+    except NotFoundError:
+        return None
+    return before if hooks.mlflow.model_exists(before.model_uri) else None
+
+
 def decide(
     hooks: Hooks, *, plan: RunPlan, data_version: DataVersion, train: StageOutcome, evaluate: StageOutcome
 ) -> GateDecision:
@@ -57,7 +79,7 @@ def decide(
         NotFoundError: its model is not in MLflow.
         UnavailableError: MLflow does not answer.
     """
-    spec = PipelineSpec.model_validate(plan.spec)
+    spec = spec_of(plan)
     model_uri = train.result.facts.get("model_uri")
     if not model_uri:
         raise ContractError(
@@ -89,13 +111,13 @@ def decide(
         failed=failed,
         metrics=finite(metrics),
         champion_metrics=finite(champion_metrics) if incumbent and champion_metrics else None,
-        champion_version=incumbent.version if incumbent else None,
+        champion_version=evaluated_against or (incumbent.version if incumbent else None),
         model_name=plan.pipeline,
         model_version=version,
         mlflow_run_id=mlflow_run_id,
         data_tag=data_version.tag,
     )
-    _record(hooks, plan, spec.gate, decision)
+    _record(hooks, plan, spec.gate, decision, evaluated_against or "")
     return decision
 
 
@@ -218,7 +240,7 @@ def _register(
     return version
 
 
-def _record(hooks: Hooks, plan: RunPlan, gate: GateSpec, decision: GateDecision) -> None:
+def _record(hooks: Hooks, plan: RunPlan, gate: GateSpec, decision: GateDecision, evaluated_against: str) -> None:
     """Write the verdict on the MLflow run and the model version, and end the run."""
     hooks.mlflow.set_version_tags(
         decision.model_name,
@@ -226,6 +248,7 @@ def _record(hooks: Hooks, plan: RunPlan, gate: GateSpec, decision: GateDecision)
         {
             records.GATE_TAG: decision.verdict.value,
             records.GATE_RUN_TAG: plan.run_id,
+            records.GATE_CHAMPION_TAG: evaluated_against,
             records.METRICS_TAG: canonical_json(decision.metrics),
         },
     )

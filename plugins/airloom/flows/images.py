@@ -70,20 +70,33 @@ def image_name(settings: Settings, name: str) -> str:
     return "/".join(part for part in (settings.registry.strip("/"), settings.image_namespace, name) if part)
 
 
-def ensure_runtime(settings: Settings, runtime: str, on_progress: Progress, *, rebuild: bool = False) -> str:
-    """The reference of a runtime image that the engine has: as it is, from the registry, or built now.
+def ensure_runtime(
+    settings: Settings, runtime: str, on_progress: Progress, *, rebuild: bool = False, pushed: bool = False
+) -> str:
+    """The reference of a runtime image that the engine that builds has: as it is, from the registry, or built now.
+
+    Args:
+        pushed: whether the registry is to have it too, where there is one; one that is built is pushed anyway.
 
     Raises:
         BuildFailedError: it cannot be built.
         ServiceError: the engine or the registry refused or did not answer.
     """
     from airloom.hooks.image_builder import ImageBuilder
+    from airloom.hooks.registry import find_image
 
     name, tag = runtime_reference(settings, runtime)
     reference = f"{name}:{tag}"
     builder = ImageBuilder(settings)
     with _one_at_a_time(settings, f"{runtime}-{tag}"):
-        if not rebuild and (builder.find(reference) or (settings.registry and builder.pull(reference))):
+        if not rebuild and builder.find(reference):
+            if pushed and settings.registry and not find_image(settings, name, tag):
+                on_progress(f"pushing {reference}")
+                builder.push(name, tag)
+            return reference
+        if not rebuild and find_image(settings, name, tag):
+            on_progress(f"pulling {reference}")
+            builder.pull(reference)
             return reference
         if runtime == BASE:
             _build_runtime(settings, builder, BASE, "", on_progress)
@@ -101,17 +114,8 @@ def ensure_runtime(settings: Settings, runtime: str, on_progress: Progress, *, r
     return reference
 
 
-def build_stage_image(
-    settings: Settings,
-    pin: CodePin,
-    checkout: Path,
-    on_progress: Progress,
-    check: Callable[[str], None] = lambda image: None,
-) -> ImageRef:
-    """Build the image of a commit and push it where the installation has a registry.
-
-    Args:
-        check: gets the image's id before it is pushed; what it raises keeps it from being so.
+def build_stage_image(settings: Settings, pin: CodePin, checkout: Path, on_progress: Progress) -> ImageRef:
+    """Build the image of a commit, which then stands in the engine alone.
 
     Raises:
         BuildFailedError: the repo names no runtime or has no Dockerfile, or the build failed; says why.
@@ -132,45 +136,77 @@ def build_stage_image(
     digest = runtime_digest(settings, runtime)
     name, tag = image_name(settings, pin.repo), pin.commit
     builder = ImageBuilder(settings)
-    labels = {RUNTIME_LABEL: digest, COMMIT_LABEL: pin.commit, "org.opencontainers.image.source": pin.repo}
+    labels = {
+        RUNTIME_LABEL: digest,
+        COMMIT_LABEL: pin.commit,
+        "org.opencontainers.image.source": f"{settings.git_page_url}/{settings.git_owner}/{pin.repo}",
+    }
+    if settings.build_url:
+        labels["org.opencontainers.image.url"] = settings.build_url
     try:
         image = builder.build(
             context=checkout,
             dockerfile=dockerfile,
             reference=f"{name}:{tag}",
-            arguments={"RUNTIME_IMAGE": base, "COMMIT": pin.commit},
+            arguments={"RUNTIME_IMAGE": builder.called(base), "COMMIT": pin.commit},
             labels=labels,
             on_progress=lambda line: on_progress(f"{what}: {line}"),
         )
     except BuildFailedError as error:
         raise BuildFailedError(f"{what}: {error.message}", hint=error.hint) from error
-    check(image)
     facts = builder.find(image) or {}
-    if settings.registry:
-        on_progress(f"{what}: pushing {name}:{tag}")
-        image = builder.push(name, tag)
     return ImageRef(
         name=name,
         tag=tag,
         digest=image,
-        pushed=bool(settings.registry),
+        pushed=False,
         runtime=sha256_json([digest, sha256_file(dockerfile)]),
         size_bytes=int(facts.get("Size", 0)),
     )
 
 
-def is_current(settings: Settings, image: ImageRef | None, checkout: Path) -> bool:
-    """Whether an image that was built before is there and stands on today's runtime."""
+def push_stage_image(settings: Settings, image: ImageRef) -> ImageRef:
+    """Push an image of the engine to its registry, whatever its tag has come to name; as the registry holds it.
+
+    Raises:
+        ServiceError: the engine or the registry refused or did not answer.
+    """
     from airloom.hooks.image_builder import ImageBuilder
 
+    builder = ImageBuilder(settings)
+    builder.tag(image.digest, image.name, image.tag)
+    digest = builder.push(image.name, image.tag)
+    return image.model_copy(update={"digest": digest, "pushed": True})
+
+
+def is_current(settings: Settings, image: ImageRef | None, checkout: Path) -> bool:
+    """Whether an image that was built before is where this installation's are, and stands on today's runtime.
+
+    Raises:
+        ServiceError: the engine or the registry refused or did not answer.
+    """
     runtime = StageRepo.load(checkout).runtime
     dockerfile = checkout / "Dockerfile"
     if image is None or runtime is None or not dockerfile.is_file():
         return False
+    # Since it was built, a registry may have been chosen, or another one: it is to be there.
+    if image.name != image_name(settings, image.name.rpartition("/")[2]):
+        return False
     if image.runtime != sha256_json([runtime_digest(settings, runtime), sha256_file(dockerfile)]):
         return False
-    builder = ImageBuilder(settings)
-    return builder.find(image.pull_ref) is not None or (image.pushed and builder.pull(image.pull_ref))
+    return is_there(settings, image)
+
+
+def is_there(settings: Settings, image: ImageRef) -> bool:
+    """Whether the engine or the registry has an image; raises as `is_current` does."""
+    from airloom.hooks.image_builder import ImageBuilder
+    from airloom.hooks.registry import find_image
+
+    # What the engine that builds still has is of no use to the one that runs.
+    elsewhere = settings.build_host and image.pushed
+    if not elsewhere and ImageBuilder(settings).find(image.pull_ref) is not None:
+        return True
+    return image.pushed and find_image(settings, image.name, image.digest) is not None
 
 
 def _build_runtime(
@@ -184,7 +220,7 @@ def _build_runtime(
     if runtime == BASE:
         arguments["AIRLOOM_PYTHON_IMAGE"] = python or settings.python_image
     else:
-        arguments |= {"BASE_IMAGE": base, "AIRLOOM_TORCH_BACKEND": settings.torch_backend}
+        arguments |= {"BASE_IMAGE": builder.called(base), "AIRLOOM_TORCH_BACKEND": settings.torch_backend}
     with _context(settings) as context:
         builder.build(
             context=context,
@@ -247,13 +283,17 @@ def _one_at_a_time(settings: Settings, name: str) -> Iterator[None]:
 
 
 def images_here(settings: Settings) -> list[dict[str, Any]]:
-    """The installation's images in the engine, newest first: name, tag, digest, size and time of making."""
+    """The installation's images in the engine, newest first: name, tag, digest, size and time of making.
+
+    The digest is the registry's, as receipts have it, where the image was pushed or pulled; else the engine's.
+    """
     from airloom.hooks.docker_engine import connect, engine_errors
 
     prefix = image_name(settings, "") + "/"
     rows = []
     with engine_errors():
         for image in connect(settings).images():
+            digests = dict(reference.split("@", 1) for reference in image.get("RepoDigests") or [])
             for reference in image.get("RepoTags") or []:
                 name, _, tag = reference.rpartition(":")
                 if name.startswith(prefix):
@@ -261,7 +301,8 @@ def images_here(settings: Settings) -> list[dict[str, Any]]:
                         {
                             "name": name,
                             "tag": tag,
-                            "digest": image["Id"],
+                            "digest": digests.get(name, image["Id"]),
+                            "pushed": name in digests,
                             "size_bytes": image["Size"],
                             "created": image["Created"],
                             "runtime": (image.get("Labels") or {}).get(RUNTIME_LABEL, ""),

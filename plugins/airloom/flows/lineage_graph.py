@@ -16,16 +16,15 @@ from pydantic import ValidationError
 
 from airloom.contract import Deployment, Release, RunPlan
 from airloom.contract.enums import Stage
-from airloom.contract.plan import safe_run_id
 from airloom.errors import AirloomError, NotFoundError
 from airloom.flows.lineage_subject import Kind
-from airloom.flows.resolve import PLAN_FILE, load_plan
+from airloom.flows.resolve import PLAN_FILE, load_plan, run_plan_uri
 from airloom.hooks import mlflow_records as records
 from airloom.spec import load_pipelines
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
-    from airloom.hooks.git import TagInfo
+    from airloom.hooks.git_tags import TagInfo
     from airloom.hooks.mlflow_records import ModelVersionInfo
 
 T = TypeVar("T")
@@ -103,7 +102,7 @@ class GraphReader:
     def read_plan(self, key: Key) -> RunPlan | None:
         """Add what a run started from: commits, source, environment."""
         _, pipeline, run_id = key
-        uri = f"s3://{self._bucket}/runs/{pipeline}/{safe_run_id(run_id)}/{PLAN_FILE}"
+        uri = run_plan_uri(self._hooks, pipeline, run_id)
         plan = self._one("the store", lambda: self._plan(uri))
         if plan is not None:
             self.add_plan(plan)
@@ -217,7 +216,7 @@ class GraphReader:
         self.graph.link(self.graph.add(Node(release, f"{pipeline}-{answering}")), key)
 
     def _run(self, pipeline: str, run_id: str, detail: str = "") -> Key:
-        url = f"{self._hooks.settings.airflow_api_url}/dags/{pipeline}/runs/{quote(run_id, safe='')}"
+        url = f"{self._hooks.settings.airflow_page_url}/dags/{pipeline}/runs/{quote(run_id, safe='')}"
         return self.graph.add(Node((Kind.RUN, pipeline, run_id), run_id, detail, url))
 
     def _commit(self, repo: str, commit: str, detail: str = "") -> Key:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from airloom.errors import AirloomError, ConfigError, ServiceError
+from airloom.errors import AirloomError, ConfigError
 from airloom.settings import Settings
 
 _SUFFIX = "_IMAGE"
@@ -49,11 +49,11 @@ def mirror(
         ConfigError: the installation has no registry.
     """
     from airloom.hooks.docker_engine import connect, engine_errors
-    from airloom.hooks.image_builder import ImageBuilder
+    from airloom.hooks.engine_images import EngineImages
 
     if not settings.registry:
         raise ConfigError("AIRLOOM_REGISTRY is empty, so there is nowhere to copy to", hint="set it in .env.local")
-    builder, api = ImageBuilder(settings), connect(settings)
+    engine, api = EngineImages(settings), connect(settings)
     copied: dict[str, str] = {}
     failed: list[str] = []
     by_image: dict[str, str] = {}
@@ -62,11 +62,11 @@ def mirror(
             name, _, tag = mirrored_name(settings.registry, reference.partition("@")[0]).rpartition(":")
             on_progress(f"{reference} -> {name}:{tag}")
             try:
-                if builder.find(reference) is None and not builder.pull(reference):
-                    raise ServiceError(f"{reference} cannot be pulled")
+                if engine.find(reference) is None:
+                    engine.pull(reference)
                 with engine_errors():
                     api.tag(reference, name, tag)
-                by_image[reference] = f"{name}:{tag}@{builder.push(name, tag)}"
+                by_image[reference] = f"{name}:{tag}@{engine.push(name, tag)}"
             except AirloomError as error:
                 failed.append(f"{variable}: {error.message}")
                 continue

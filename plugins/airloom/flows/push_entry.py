@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,8 +9,7 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from airloom.contract import CodePin
-from airloom.contract.push import KINDS, Asker, Outcome, PushBuildEnd, PushBuildStart, PushDelivery, PushEntry
+from airloom.contract.push import KINDS, PREFIX, Outcome, PushBuildEnd, PushBuildStart, PushDelivery, PushEntry
 from airloom.errors import AirloomError, ConflictError, ContractError, NotFoundError
 from airloom.hooks.connect import Hooks
 
@@ -32,27 +30,33 @@ def write_entry(hooks: Hooks, entry: PushEntry) -> None:
 
 
 def note_delivery(hooks: Hooks, repo: str, rev: str, delivery: str, *, pusher: str) -> None:
-    """Note an event that another receiver than Airloom's own took, and handed on to a build.
+    """Note an event that another receiver than Airloom's own took, and handed on to a build: once.
 
     Raises:
         NotFoundError: no such repo or commit.
         ServiceError: the git server or the store did not answer.
     """
     pin = hooks.git.commit(repo, rev)
-    write_entry(
-        hooks,
-        PushDelivery(
-            repo=repo,
-            commit=pin.commit,
-            id=delivery,
-            at=datetime.now(UTC),
-            ref="refs/heads/main",
-            pusher=pusher,
-            message=pin.message.partition("\n")[0],
-            outcome="build",
-            reason="handed on to a build",
-        ),
+    entry = PushDelivery(
+        repo=repo,
+        commit=pin.commit,
+        id=delivery,
+        at=datetime.now(UTC),
+        ref="refs/heads/main",
+        pusher=pusher,
+        message=pin.message.partition("\n")[0],
+        outcome="build",
+        reason="handed on to a build",
     )
+    # Each step of a build tells of it, and each retry.
+    known = hooks.store.list(hooks.settings.bucket_airloom, f"{PREFIX}{repo}/{pin.commit}/")
+    if _what_of(entry.key) not in {_what_of(item.key) for item in known}:
+        write_entry(hooks, entry)
+
+
+def _what_of(key: str) -> str:
+    """Kind and id of a record: its name without the time."""
+    return entry_name(key).partition("-")[2]
 
 
 def entry_name(key: str) -> str:
@@ -81,47 +85,30 @@ def read_entries(hooks: Hooks, keys: list[str]) -> list[PushEntry]:
 
 
 class BuildEntry:
-    """Start and end of one build. A record that can't be written stops nothing."""
+    """One build in the ledger, from its start on. A record that can't be written stops nothing.
 
-    def __init__(
-        self, hooks: Hooks, pin: CodePin, asked_by: Asker, pusher: str, on_progress: Callable[[str], None]
-    ) -> None:
-        self.asked_by = asked_by
+    Args:
+        start: written here, unless an earlier process of the build has done so.
+    """
+
+    def __init__(self, hooks: Hooks, start: PushBuildStart, on_progress: Callable[[str], None]) -> None:
         self._hooks = hooks
-        self._pin = pin
-        self.pusher = pusher
+        self._start = start
         self._on_progress = on_progress
-        self._id = uuid.uuid4().hex[:16]
-        self._started: datetime | None = None
-
-    def start(self) -> None:
-        """Note the start, as soon as the store is known to answer."""
-        self._started = datetime.now(UTC)
-        pin = self._pin
-        self._write(
-            PushBuildStart(
-                repo=pin.repo,
-                commit=pin.commit,
-                id=self._id,
-                at=self._started,
-                asked_by=self.asked_by,
-                pusher=self.pusher,
-                message=pin.message.partition("\n")[0],
-            )
-        )
+        self._begun = self._write(start)
 
     def end(self, outcome: Outcome, reason: str, *, airflow: str = "", image: str = "") -> None:
         """Note the end. Nothing is noted of a build whose start could not be: the store is down."""
-        if self._started is None:
+        if not self._begun:
             return
         now = datetime.now(UTC)
         self._write(
             PushBuildEnd(
-                repo=self._pin.repo,
-                commit=self._pin.commit,
-                id=self._id,
+                repo=self._start.repo,
+                commit=self._start.commit,
+                id=self._start.id,
                 at=now,
-                seconds=round((now - self._started).total_seconds(), 3),
+                seconds=round((now - self._start.at).total_seconds(), 3),
                 outcome=outcome,
                 reason=reason[:REASON_CHARACTERS],
                 airflow=airflow,
@@ -129,9 +116,10 @@ class BuildEntry:
             )
         )
 
-    def _write(self, entry: PushEntry) -> None:
+    def _write(self, entry: PushEntry) -> bool:
         try:
             write_entry(self._hooks, entry)
         except AirloomError as error:
-            self._started = None
             self._on_progress(f"the ledger of pushes could not be written: {error.message}")
+            return False
+        return True

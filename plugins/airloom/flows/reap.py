@@ -1,4 +1,4 @@
-"""End stages that no live run owns: those of workers that were killed, of runs that were marked as failed."""
+"""End stages and containers of tasks that no live run owns: of workers that were killed, of runs marked as failed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from airloom.contract import Frozen
 from airloom.errors import NotFoundError
 from airloom.hooks import process_tree
 from airloom.hooks.docker_runner import LOCK_FILE, DockerRunner, find_containers
+from airloom.hooks.docker_task import find_task_containers
 from airloom.hooks.process_environment import JOB_VARIABLE, WORKSPACE_VARIABLE
 from airloom.hooks.process_runner import ProcessRunner, find_jobs
 from airloom.settings import Settings
@@ -23,7 +24,7 @@ IsLive = Callable[[str, str], bool]
 
 
 class Reaped(Frozen):
-    """A stage that was ended."""
+    """A stage that was ended; of somebody's own DAG the container of a task, DAG and task named in their places."""
 
     pipeline: str
     run_id: str
@@ -40,7 +41,7 @@ def reap(settings: Settings, *, is_live: IsLive) -> list[Reaped]:
             continue
         ProcessRunner().stop(handle, STOP_SECONDS)
         ended.append(Reaped(pipeline=pipeline, run_id=run_id, stage=str(facts["stage"]), label=handle.label))
-    return ended + _reap_containers(settings, is_live) + _reap_strays(settings)
+    return ended + _reap_containers(settings, is_live) + _reap_tasks(settings, is_live) + _reap_strays(settings)
 
 
 def reap_run(settings: Settings, pipeline: str, run_id: str) -> list[Reaped]:
@@ -77,6 +78,17 @@ def _reap_containers(settings: Settings, is_live: IsLive) -> list[Reaped]:
         runner.stop(handle, STOP_SECONDS)
         runner.mark_collected(handle)
         ended.append(Reaped(pipeline=pipeline, run_id=run_id, stage=labels["airloom.stage"], label=handle.label))
+    return ended
+
+
+def _reap_tasks(settings: Settings, is_live: IsLive) -> list[Reaped]:
+    """Containers that `StageDockerOperator` has started, whether they run or were kept for somebody to look at."""
+    ended = []
+    for found in find_task_containers(settings):
+        if is_live(found.task.dag, found.task.run):
+            continue
+        found.end(STOP_SECONDS)
+        ended.append(Reaped(pipeline=found.task.dag, run_id=found.task.run, stage=found.task.task, label=found.label))
     return ended
 
 

@@ -13,9 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airloom.contract.enums import DeployTarget
+from airloom.contract.image import ImageRef
 from airloom.contract.prediction_id import PredictionId
 from airloom.contract.release import Receipt, Release
-from airloom.errors import ContractError, NotFoundError, UnavailableError
+from airloom.errors import ContractError, NotFoundError, ServiceError, UnavailableError
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
@@ -59,6 +61,7 @@ def receipt(hooks: Hooks, prediction_id: str) -> Receipt:
         UnavailableError: the prediction log did not answer, and no journal on this machine has the id.
     """
     recorded = find(hooks, prediction_id)
+    release = release_of(hooks, recorded.pipeline, recorded.release)
     return Receipt(
         prediction_id=recorded.id,
         answered_at=datetime.fromtimestamp(recorded.answered_at, tz=UTC),
@@ -66,7 +69,8 @@ def receipt(hooks: Hooks, prediction_id: str) -> Receipt:
         latency_ms=recorded.latency_ms,
         input_sha256=recorded.input_sha256,
         output=recorded.output,
-        release=release_of(hooks, recorded.pipeline, recorded.release),
+        release=release,
+        image=_image_of(hooks, release),
     )
 
 
@@ -112,7 +116,19 @@ def release_of(hooks: Hooks, pipeline: str, version: str) -> Release:
             f"release {version} of {pipeline} is neither in the store nor on this machine",
             hint=f"see what there is: airloom lineage {pipeline}",
         ) from None
-    return Release.model_validate(value)
+    return Release.stored(value, f"release {version} of {pipeline}")
+
+
+def _image_of(hooks: Hooks, release: Release) -> ImageRef | None:
+    """Where there may be one, the store is asked; a receipt does without its answer."""
+    if release.image is None or not release.image.pushed or release.target is not DeployTarget.DOCKER:
+        return None
+    from airloom.flows.release import release_image
+
+    try:
+        return release_image(hooks, release)
+    except ServiceError:
+        return None
 
 
 def bundle_of(settings: Settings, pipeline: str, version: str) -> Path:

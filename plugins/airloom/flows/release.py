@@ -9,10 +9,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airloom.contract import DataVersion, GateDecision, Release, RunPlan, Stage, StageOutcome, Verdict
+from airloom.contract import (
+    DataVersion,
+    DeployTarget,
+    GateDecision,
+    ImageRef,
+    Release,
+    RunPlan,
+    Stage,
+    StageOutcome,
+    Verdict,
+)
 from airloom.errors import ConflictError, ContractError, NotFoundError
 from airloom.flows.checkout import ensure_checkout
-from airloom.flows.resolve import plan_uri
+from airloom.flows.lease import lease
+from airloom.flows.resolve import plan_uri, spec_of
 from airloom.spec.pipeline import PipelineSpec
 
 if TYPE_CHECKING:
@@ -39,11 +50,12 @@ def make_release(
     Raises:
         ContractError: the gate did not promote the candidate.
         NotFoundError: the model, the serving commit or the evaluation's reference rows are gone.
+        ServiceError: another service refused or did not answer; made again, the release gets the same number.
     """
     if decision.verdict is not Verdict.PROMOTED:
         raise ContractError(f"model {decision.model_version} was {decision.verdict}, so there is nothing to release")
     reference = _reference(hooks, plan, evaluate)
-    spec = PipelineSpec.model_validate(plan.spec)
+    spec = spec_of(plan)
     serving = plan.code_of(Stage.SERVE)
     model_uri, model_digest = train.result.facts["model_uri"], train.result.facts["model_digest"]
     wanted = Release(
@@ -70,7 +82,7 @@ def make_release(
     release = _number(hooks, wanted)
     # Kept under the release's number, so that its bundle can be made anew on any machine.
     hooks.store.put_bytes(hooks.settings.bucket_airloom, _reference_key(release), reference)
-    ensure_bundle(hooks, release, reference)
+    publish_image(hooks, release, ensure_bundle(hooks, release, reference), spec)
     hooks.mlflow.set_version_tags(release.model_name, release.model_version, {RELEASE_TAG: release.version})
     return release
 
@@ -79,7 +91,7 @@ def releases(hooks: Hooks, pipeline: str) -> list[Release]:
     """All releases of a pipeline, oldest first."""
     bucket = hooks.settings.bucket_airloom
     found = [
-        Release.model_validate(hooks.store.get_json(bucket, item.key))
+        Release.stored(hooks.store.get_json(bucket, item.key), item.key)
         for item in hooks.store.list(bucket, f"releases/{pipeline}/")
     ]
     return sorted(found, key=lambda release: _numbers(release.version))
@@ -92,7 +104,7 @@ def release_of(hooks: Hooks, pipeline: str, version: str) -> Release:
         NotFoundError: there is none of that number.
     """
     key = _key(pipeline, version)
-    return Release.model_validate(hooks.store.get_json(hooks.settings.bucket_airloom, key))
+    return Release.stored(hooks.store.get_json(hooks.settings.bucket_airloom, key), key)
 
 
 def bundle_path(hooks: Hooks, release: Release) -> Path:
@@ -130,6 +142,42 @@ def ensure_bundle(hooks: Hooks, release: Release, reference: bytes | None = None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return bundle
+
+
+def publish_image(hooks: Hooks, release: Release, bundle: Path, spec: PipelineSpec) -> ImageRef | None:
+    """Push the image of a release, once, where releases answer from containers and there is a registry.
+
+    Its digest is noted when the registry has it whole, so that every engine runs that very image.
+
+    Raises:
+        ServiceError: the engine or the registry refused or did not answer; nothing was noted.
+    """
+    if release.target is not DeployTarget.DOCKER or not hooks.settings.registry:
+        return None
+    bucket, key = hooks.settings.bucket_airloom, _image_key(release)
+    with lease(hooks.store, bucket, key):
+        found = release_image(hooks, release)
+        if found is not None:
+            return found
+        from airloom.hooks.release_image import ReleaseImages
+
+        image = ReleaseImages(hooks.settings).publish(release, bundle, spec)
+        hooks.store.put_json(bucket, key, image.model_dump(mode="json"))
+        return image
+
+
+def release_image(hooks: Hooks, release: Release) -> ImageRef | None:
+    """The image of a release in the registry; None where it is not there.
+
+    Raises:
+        ServiceError: the store refused or did not answer.
+    """
+    key = _image_key(release)
+    try:
+        value = hooks.store.get_json(hooks.settings.bucket_airloom, key)
+    except NotFoundError:
+        return None
+    return ImageRef.stored(value, key)
 
 
 def _number(hooks: Hooks, wanted: Release) -> Release:
@@ -189,6 +237,10 @@ def _reference(hooks: Hooks, plan: RunPlan, evaluate: StageOutcome) -> bytes:
 
 def _reference_key(release: Release) -> str:
     return f"references/{release.pipeline}/release-{release.version}.json"
+
+
+def _image_key(release: Release) -> str:
+    return f"release-images/{release.pipeline}/{release.version}.json"
 
 
 def _key(pipeline: str, version: str) -> str:

@@ -1,4 +1,4 @@
-"""Repeat a prediction and compare."""
+"""Repeat a prediction in what it was served from, and compare."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,11 @@ from pydantic import Field
 
 from airloom.contract.base import Frozen
 from airloom.contract.digest import sha256_bytes, sha256_tree
+from airloom.contract.enums import DeployTarget, Stage
 from airloom.contract.release import Release
 from airloom.errors import AirloomError, ContractError, NotFoundError, StageFailedError
-from airloom.flows.receipts import bundle_of, find, release_of
+from airloom.flows import replay_process
+from airloom.flows.receipts import Recorded, bundle_of, find, release_of
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
@@ -45,12 +48,13 @@ class Replay(Frozen):
 
 
 def replay(hooks: Hooks, prediction_id: str) -> Replay:
-    """Make a recorded prediction again, in a process of its own.
+    """Make a recorded prediction again: in a process of its own, or in a container where the release answers from one.
 
     Raises:
         NotFoundError: the id, its input, its release or the release's model is not to be found.
         ContractError: the recorded input or the model is not what its digest says.
         StageFailedError: the model did not answer.
+        ServiceError: the release's image is gone, or a service or the engine does not answer.
     """
     recorded = find(hooks, prediction_id, with_content=True)
     if recorded.content is None:
@@ -60,11 +64,15 @@ def replay(hooks: Hooks, prediction_id: str) -> Replay:
     if sha256_bytes(recorded.content) != recorded.input_sha256:
         raise ContractError(f"the recorded input of {recorded.id} is not the one that was answered: its digest differs")
     release = release_of(hooks, recorded.pipeline, recorded.release)
-    repeated = _predict(
-        _model_of(hooks, release), recorded.content, size=recorded.batch_size, index=recorded.batch_index
-    )
+    model = _model_of(hooks, release)
+    if release.target is DeployTarget.DOCKER:
+        answer = _predict_in_container(hooks, release, model, recorded, recorded.content)
+        environment = release.image.runtime if release.image else None
+    else:
+        answer = _predict_in_process(model, recorded, recorded.content)
+        environment = _environment()
+    repeated: dict[str, Any] = json.loads(answer)
     differences = list(_compare(recorded.output, repeated))
-    environment = _environment()
     return Replay(
         prediction_id=recorded.id,
         release=release,
@@ -85,36 +93,54 @@ def _model_of(hooks: Hooks, release: Release) -> Path:
     return hooks.mlflow.download_model(release.model_uri, release.model_digest)
 
 
-def _predict(model: Path, content: bytes, *, size: int, index: int) -> dict[str, Any]:
-    """Predict in a process of its own: the model's code and libraries stay out of this one.
-
-    The item is repeated to fill a batch of the same size, and stands at the same place: numeric libraries
-    choose their way by the batch's shape, and another way may round the last bit differently.
-    """
-    command = [sys.executable, "-m", "airloom.flows.replay_process", str(model), str(size), str(index)]
+def _predict_in_process(model: Path, recorded: Recorded, content: bytes) -> bytes:
+    """Predict in a process of its own: the model's code and libraries stay out of this one."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    try:
-        done = subprocess.run(
-            command,
-            input=content,
-            capture_output=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-            env={**os.environ, **threads},
-        )
-    except subprocess.TimeoutExpired:
-        raise StageFailedError(
-            f"the model in {model} did not answer within {TIMEOUT_SECONDS:g} s", hint="is the machine overloaded?"
-        ) from None
-    lines = done.stdout.splitlines()
-    if done.returncode != 0 or not lines:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()
-        raise StageFailedError(
-            f"the model in {model} did not answer: {reason[-1] if reason else f'exit code {done.returncode}'}",
-            hint="its requirements must be installed here as they were where it was served",
-        )
-    output: dict[str, Any] = json.loads(lines[-1])
-    return output
+    with tempfile.TemporaryDirectory(prefix="airloom-replay-") as folder:
+        item, answer = Path(folder) / "input", Path(folder) / "answer.json"
+        item.write_bytes(content)
+        command = [sys.executable, "-m", "airloom.flows.replay_process", str(model), *_place(recorded)]
+        try:
+            done = subprocess.run(
+                [*command, str(item), str(answer)],
+                capture_output=True,
+                timeout=TIMEOUT_SECONDS,
+                check=False,
+                env={**os.environ, **threads},
+            )
+        except subprocess.TimeoutExpired:
+            raise StageFailedError(
+                f"the model in {model} did not answer within {TIMEOUT_SECONDS:g} s", hint="is the machine overloaded?"
+            ) from None
+        if done.returncode != 0:
+            reason = done.stderr.decode(errors="replace").strip().splitlines()
+            raise StageFailedError(
+                f"the model in {model} did not answer: {reason[-1] if reason else f'exit code {done.returncode}'}",
+                hint="its requirements must be installed here as they were where it was served",
+            )
+        return answer.read_bytes()
+
+
+def _predict_in_container(hooks: Hooks, release: Release, model: Path, recorded: Recorded, content: bytes) -> bytes:
+    from airloom.flows.resolve import load_plan, spec_of
+    from airloom.hooks.docker_replay import predict_in_container
+    from airloom.hooks.release_image import serving_image
+
+    spec = spec_of(load_plan(hooks, release.plan))
+    return predict_in_container(
+        hooks.settings,
+        serving_image(release),
+        program=Path(replay_process.__file__).read_text(encoding="utf-8"),
+        model=model,
+        content=content,
+        arguments=_place(recorded),
+        resources=spec.stages[Stage.SERVE].resources,
+        timeout_seconds=TIMEOUT_SECONDS,
+    )
+
+
+def _place(recorded: Recorded) -> list[str]:
+    return [str(recorded.batch_size), str(recorded.batch_index)]
 
 
 def _environment() -> str | None:

@@ -132,9 +132,23 @@ def load_plan(hooks: Hooks, uri: str) -> RunPlan:
     return plan
 
 
+def spec_of(plan: RunPlan) -> PipelineSpec:
+    """The configuration that a plan holds, maybe of another version of Airloom.
+
+    Raises:
+        ContractError: this version cannot read it.
+    """
+    return PipelineSpec.stored(plan.spec, f"the configuration of run {plan.run_id}")
+
+
 def plan_uri(hooks: Hooks, plan: RunPlan) -> str:
     """Where a plan is stored."""
-    return f"s3://{hooks.settings.bucket_airloom}/{plan.prefix}/{PLAN_FILE}"
+    return run_plan_uri(hooks, plan.pipeline, plan.run_id)
+
+
+def run_plan_uri(hooks: Hooks, pipeline: str, run_id: str) -> str:
+    """Where the plan of a run is stored, once the run has one."""
+    return f"s3://{hooks.settings.bucket_airloom}/runs/{pipeline}/{safe_run_id(run_id)}/{PLAN_FILE}"
 
 
 def _stored_plan(hooks: Hooks, bucket: str, key: str) -> RunPlan | None:
@@ -142,15 +156,7 @@ def _stored_plan(hooks: Hooks, bucket: str, key: str) -> RunPlan | None:
         value = hooks.store.get_json(bucket, key)
     except NotFoundError:
         return None
-    try:
-        return RunPlan.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ContractError(
-            f"s3://{bucket}/{key} is not a valid RunPlan: {where}: {first['msg']}",
-            hint="it was written by another version of Airloom: start a new run",
-        ) from error
+    return RunPlan.stored(value, f"s3://{bucket}/{key}")
 
 
 def _check(spec: PipelineSpec, params: RunParams) -> None:
@@ -204,15 +210,7 @@ def _spec_of_then(spec: PipelineSpec, earlier: RunPlan) -> PipelineSpec:
     """
     today = spec.model_dump(mode="json")
     mixed = {**earlier.spec, **{part: today[part] for part in ("gate", "deploy", "monitor")}}
-    try:
-        return PipelineSpec.model_validate(mixed)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"the configuration of then does not go with today's: {where} {first['msg']}",
-            hint=f"see the plan of run {earlier.run_id}",
-        ) from error
+    return PipelineSpec.stored(mixed, f"the configuration of run {earlier.run_id}")
 
 
 def _as_here(settings: Settings, spec: PipelineSpec) -> PipelineSpec:
@@ -281,10 +279,15 @@ def _pin_stages(
 
 
 def _image_of(hooks: Hooks, pin: CodePin) -> ImageRef:
-    """What the build of a commit made."""
+    """What the build of a commit made, or of the last one before it that changes something of a stage."""
     from airloom.flows.build import find_build
+    from airloom.flows.changes import decide_commit
 
     record = find_build(hooks, pin.repo, pin.commit)
+    if record is None:
+        decision = decide_commit(hooks, pin.repo, pin.commit)
+        if decision.changes_nothing and decision.base:
+            record = find_build(hooks, pin.repo, decision.base)
     if record is None or record.image is None:
         raise NotFoundError(
             f"there is no image of {pin.repo}@{pin.commit[:8]}, which the pipeline needs in this installation",

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from airloom.contract import DataVersion, RunPlan, Stage, StageOutcome, Tracking
 from airloom.errors import ConfigError, ContractError
 from airloom.flows.cache import NO_CHAMPION, source_inputs
+from airloom.flows.resolve import plan_uri
 from airloom.hooks import mlflow_records as records
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
-    from airloom.hooks.mlflow_records import ModelVersionInfo
 
 # Folders that each stage fills.
 OUTPUTS = {
@@ -36,12 +36,14 @@ class StageInputs:
         facts: for the request.
         known: facts that the platform adds to the result.
         environment: variables that the stage needs, secrets among them.
+        objects: what `StageJob.objects` holds, when the inputs have been fetched.
         fetch: brings the inputs to this machine, given a folder for those that belong to one run alone.
     """
 
     digests: Mapping[str, str]
     facts: Mapping[str, str]
     fetch: Callable[[Path], dict[str, Path]] = field(repr=False)
+    objects: Callable[[], dict[str, dict[str, str]]] = field(default=dict, repr=False)
     known: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -53,14 +55,12 @@ def inputs_of(
     *,
     data_version: DataVersion | None,
     train: StageOutcome | None,
-    champion: ModelVersionInfo | None,
 ) -> StageInputs:
     """The inputs of a stage.
 
     Args:
         data_version: needed by train and evaluate.
         train: needed by evaluate.
-        champion: that evaluate measures beside the candidate; looked up if not given.
 
     Raises:
         ContractError: the stage lacks what an earlier task should have handed on.
@@ -74,7 +74,7 @@ def inputs_of(
         raise ContractError(f"{stage.value} needs a data version", hint="did the task 'version' run?")
     if stage is Stage.TRAIN:
         return _train(hooks, plan, data_version)
-    return _evaluate(hooks, plan, data_version, train, champion)
+    return _evaluate(hooks, plan, data_version, train)
 
 
 def tracking_of(hooks: Hooks, plan: RunPlan, stage: Stage, data_version: DataVersion | None) -> Tracking | None:
@@ -89,7 +89,7 @@ def tracking_of(hooks: Hooks, plan: RunPlan, stage: Stage, data_version: DataVer
     tags = {
         records.PIPELINE_TAG: plan.pipeline,
         records.RUN_TAG: plan.run_id,
-        records.PLAN_TAG: f"s3://{hooks.settings.bucket_airloom}/{plan.prefix}/plan.json",
+        records.PLAN_TAG: plan_uri(hooks, plan),
         **{f"{records.COMMIT_TAG_PREFIX}{repo}": pin.commit for repo, pin in plan.code.items()},
         # Names that MLflow's own pages show.
         "mlflow.source.type": "PROJECT",
@@ -135,18 +135,13 @@ def _train(hooks: Hooks, plan: RunPlan, data_version: DataVersion) -> StageInput
         digests={"dataset": data_version.md5},
         facts=_data_facts(plan, Stage.TRAIN, data_version),
         fetch=lambda folder: {"dataset": _materialize(hooks, data_version)},
+        objects=lambda: {"dataset": _objects(hooks, data_version)},
         environment=_tracking_environment(hooks),
     )
 
 
-def _evaluate(
-    hooks: Hooks,
-    plan: RunPlan,
-    data_version: DataVersion,
-    train: StageOutcome | None,
-    champion: ModelVersionInfo | None,
-) -> StageInputs:
-    from airloom.flows.gate import champion as champion_of
+def _evaluate(hooks: Hooks, plan: RunPlan, data_version: DataVersion, train: StageOutcome | None) -> StageInputs:
+    from airloom.flows.gate import measured_beside
 
     facts: Mapping[str, Any] = train.result.facts if train is not None else {}
     missing = [name for name in ("model_uri", "model_digest") if not facts.get(name)]
@@ -156,10 +151,7 @@ def _evaluate(
             hint=f"{plan.stages[Stage.TRAIN].repo} must log its model and say so in its result's facts",
         )
     model_uri, model_digest = str(facts["model_uri"]), str(facts["model_digest"])
-    found = champion if champion is not None else champion_of(hooks, plan)
-    known = {"champion_version": found.version} if found is not None else {}
-    if found is not None and found.digest == model_digest:
-        found = None  # the candidate is the champion: measuring it twice would tell nothing
+    found = measured_beside(hooks, plan, model_uri, model_digest)
 
     def fetch(folder: Path) -> dict[str, Path]:
         inputs = {
@@ -181,7 +173,8 @@ def _evaluate(
         },
         facts=request_facts,
         fetch=fetch,
-        known=known,
+        objects=lambda: {"dataset": _objects(hooks, data_version)},
+        known={"champion_version": found.version} if found is not None else {},
         environment=_tracking_environment(hooks),
     )
 
@@ -190,6 +183,12 @@ def _materialize(hooks: Hooks, data_version: DataVersion) -> Path:
     from airloom.flows.datasets import materialize  # the data tools are slow to import, and a hit needs none
 
     return materialize(hooks, data_version)
+
+
+def _objects(hooks: Hooks, data_version: DataVersion) -> dict[str, str]:
+    from airloom.flows.datasets import objects_of
+
+    return objects_of(hooks, data_version)
 
 
 def _data_facts(plan: RunPlan, stage: Stage, data_version: DataVersion) -> dict[str, str]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 from airloom.contract import DataVersion, Frozen, Runner, RunPlan, Stage, StageOutcome, StageRequest, StageResult
 from airloom.contract.plan import safe_run_id
-from airloom.errors import AirloomError, ConfigError, ConflictError, ContractError, StorageFullError
+from airloom.errors import AirloomError, ConflictError, ContractError, StorageFullError
 from airloom.flows import cache
+from airloom.flows.resolve import spec_of
 from airloom.flows.stage_failure import LOG_LINES, check_outputs, failure_of, read_result
 from airloom.flows.stage_inputs import KEPT_OUTPUTS, OUTPUTS, StageInputs, inputs_of, tracking_of
 from airloom.hooks.docker_runner import DockerRunner
@@ -32,11 +33,11 @@ from airloom.hooks.runner import (
 )
 from airloom.hooks.runner import Runner as StageRunner
 from airloom.settings import Settings
-from airloom.spec.pipeline import PipelineSpec, Resources
+from airloom.spec.pipeline import Resources
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
-    from airloom.hooks.mlflow_records import ModelVersionInfo
+    from airloom.hooks.docker_engine import FindLogin
 
 TRY_FILE = "try.json"
 STOP_SECONDS = 10.0
@@ -66,10 +67,11 @@ class _Work:
     runner: StageRunner
     data_version: DataVersion | None
     on_log: OnLog
+    try_number: int
 
     @property
     def resources(self) -> Resources:
-        return PipelineSpec.model_validate(self.plan.spec).stages[self.stage].resources
+        return spec_of(self.plan).stages[self.stage].resources
 
     @property
     def outputs(self) -> dict[str, Path]:
@@ -83,22 +85,24 @@ def run_stage(
     stage: Stage,
     data_version: DataVersion | None = None,
     train: StageOutcome | None = None,
-    champion: ModelVersionInfo | None = None,
     on_log: OnLog = print,
     should_stop: ShouldStop = lambda: False,
     on_start: OnStart = lambda runner, handle: None,
     runner: StageRunner | None = None,
+    registry_login: FindLogin | None = None,
+    try_number: int = 1,
 ) -> StageOutcome:
     """The outcome of a stage. May be killed anywhere and called again: the work is done once.
 
     Args:
         data_version: needed by train and evaluate.
         train: needed by evaluate.
-        champion: for evaluate; looked up if not given.
         on_log: gets every line of the stage's log, and a few about it.
         should_stop: asked several times a second; what it raises leaves the stage running, to be adopted.
         on_start: gets the runner and the job as soon as one runs.
         runner: instead of the one that the plan names.
+        registry_login: for runner `docker`, asked only when an image has to be pulled.
+        try_number: of the task that calls.
 
     Raises:
         StageFailedError: the stage gave no result; says why, and whether trying again may help.
@@ -106,7 +110,7 @@ def run_stage(
         StorageFullError: no room for the stage's files.
         UnavailableError: the store, the git server or MLflow does not answer.
     """
-    inputs = inputs_of(hooks, plan, stage, data_version=data_version, train=train, champion=champion)
+    inputs = inputs_of(hooks, plan, stage, data_version=data_version, train=train)
     work = _Work(
         hooks=hooks,
         plan=plan,
@@ -114,9 +118,10 @@ def run_stage(
         inputs=inputs,
         parts=cache.key_parts(plan, stage, inputs.digests),
         workspace=workspace_of(hooks.settings, plan.pipeline, plan.run_id, stage),
-        runner=runner or runner_of(hooks.settings, plan),
+        runner=runner or runner_of(hooks.settings, plan, registry_login),
         data_version=data_version,
         on_log=on_log,
+        try_number=try_number,
     )
     try:
         handle = _adopt(work)
@@ -143,20 +148,15 @@ def workspace_of(settings: Settings, pipeline: str, run_id: str, stage: Stage) -
     return settings.workspaces_dir / pipeline / safe_run_id(run_id) / stage.value
 
 
-def runner_of(settings: Settings, plan: RunPlan) -> StageRunner:
+def runner_of(settings: Settings, plan: RunPlan, registry_login: FindLogin | None = None) -> StageRunner:
     """The runner that a plan names.
 
     Raises:
-        ConfigError: it is not there.
         UnavailableError: the Docker engine does not answer.
     """
     if plan.runner is Runner.PROCESS:
         return ProcessRunner()
-    if plan.runner is Runner.DOCKER:
-        return DockerRunner(settings)
-    raise ConfigError(
-        f"runner {plan.runner.value!r} is not available here", hint="set runner: process, or runner: docker"
-    )
+    return DockerRunner(settings, login=registry_login)
 
 
 NOT_ITS_OWN_END = frozenset({ExitReason.STOPPED, ExitReason.LOST, ExitReason.SIGNALLED})
@@ -255,7 +255,11 @@ def _start(work: _Work, cached: Literal["miss", "forced"], reason: str) -> JobHa
         memory_bytes=limits.memory,
         timeout_seconds=limits.timeout,
         gpus=limits.gpus,
+        shm_bytes=limits.shm,
+        tmp_bytes=limits.tmp,
         image=image.pull_ref if image else None,
+        objects=work.inputs.objects() if plan.runner is Runner.DOCKER else {},
+        try_number=work.try_number,
     )
     request.write(job.request_file)
     mlflow_run_id = tracking.run_id if tracking else None

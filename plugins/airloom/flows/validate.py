@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from airloom.contract import DataCard, RunPlan, StageOutcome, ValidationReport
 from airloom.contract.card import CARD_FILE, REJECTED_FILE
 from airloom.errors import ConflictError, ContractError, DataRejectedError, NotFoundError
-from airloom.spec.pipeline import PipelineSpec, Validation
+from airloom.flows.resolve import spec_of
+from airloom.spec.pipeline import Validation
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
@@ -29,7 +30,7 @@ def validate_dataset(hooks: Hooks, *, plan: RunPlan, outcome: StageOutcome) -> V
         DataRejectedError: lists every check that failed, and what most rejected files had.
         ContractError: the stage left no dataset or no readable card.
     """
-    rules = PipelineSpec.model_validate(plan.spec).validation
+    rules = spec_of(plan).validation
     output = outcome.result.outputs.get(DATASET)
     if output is None:
         raise ContractError(

@@ -12,9 +12,9 @@ from airloom.flows.deployments import ReferenceRow, answering, differences, one_
 from airloom.flows.deployments import deployment as current
 from airloom.flows.receipts import receipt
 from airloom.flows.release import release_of
+from airloom.flows.resolve import spec_of
 from airloom.hooks.mlflow_records import CHAMPION
 from airloom.hooks.serving import ServingClient
-from airloom.spec.pipeline import PipelineSpec
 
 if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
@@ -34,7 +34,7 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
         RolledBackError: an answer was wrong; the earlier release answers again, with all traffic.
         UnavailableError: MLflow or the store did not answer; nothing was undone.
     """
-    spec = PipelineSpec.model_validate(plan.spec)
+    spec = spec_of(plan)
     target = target_of(hooks, spec)
     rows = reference_rows(hooks, release)
     with one_at_a_time(hooks, plan.pipeline):

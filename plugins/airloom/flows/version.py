@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from airloom.contract import DataCard, DataVersion, RunPlan, Stage, StageOutcome, VersionTag
@@ -13,7 +14,7 @@ from airloom.flows import cache
 from airloom.flows.resolve import PLAN_COPY, plan_uri
 from airloom.hooks.connect import Hooks
 from airloom.hooks.dvc import DatasetListing, DvcStore, pointer, remote_config
-from airloom.hooks.git import TagInfo
+from airloom.hooks.git_tags import TagInfo
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +46,16 @@ def version_dataset(hooks: Hooks, *, plan: RunPlan, outcome: StageOutcome) -> Da
             hint=f"it wrote: {', '.join(outcome.result.outputs) or 'nothing'}",
         )
     remote = DvcStore.from_settings(hooks.settings, hooks.store)
-    listing = remote.hash_folder(output.path)
+    with ThreadPoolExecutor(1) as pool:  # the store looks while this process hashes
+        looking = pool.submit(remote.present, plan.pipeline, output.files)
+        listing = remote.hash_folder(output.path)
     if (len(listing.files), listing.size_bytes) != (output.files, output.size_bytes):
         raise ContractError(
             f"{output.path} holds {len(listing.files)} files, {listing.size_bytes} bytes, but the stage wrote "
             f"{output.files} files, {output.size_bytes} bytes",
             hint="clear the preprocess task, so that it makes the dataset again",
         )
-    pushed = remote.push(listing, output.path, plan.pipeline)
+    pushed = remote.push(listing, output.path, plan.pipeline, present=looking.result())
     log.info("dataset %s: %d objects uploaded, %d there already", listing.md5, pushed.uploaded, pushed.present)
     card_path = output.path / CARD_FILE
     card = card_path.read_bytes() if card_path.is_file() else b""
@@ -76,28 +79,6 @@ def verify_remote(hooks: Hooks, data_version: DataVersion) -> None:
             f"the data version {data_version.tag} is not whole: {missing} is missing",
             hint="restore the object store from a backup, or run the pipeline with force to make the data again",
         )
-
-
-def data_version_of(tag: TagInfo, repo: str) -> DataVersion:
-    """The data version that a tag of Airloom's says it is.
-
-    Raises:
-        ContractError: its message is not one that `version_dataset` writes.
-    """
-    try:
-        message = json.loads(tag.message)
-        return DataVersion(
-            tag=tag.name,
-            repo=repo,
-            commit=tag.commit,
-            created=False,
-            **{name: message[name] for name in ("code_commit", "path", "md5", "files", "size_bytes", "digest")},
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ContractError(
-            f"the message of the tag {tag.name!r} does not describe a data version: {error!r}",
-            hint="only tags that Airloom wrote can be used",
-        ) from error
 
 
 def _write_tag(hooks: Hooks, plan: RunPlan, listing: DatasetListing, digest: str, card: bytes) -> DataVersion:
@@ -172,11 +153,12 @@ def _message(hooks: Hooks, plan: RunPlan, listing: DatasetListing, digest: str, 
 def _files(hooks: Hooks, plan: RunPlan, listing: DatasetListing, path: str, card: bytes) -> dict[str, bytes]:
     """What the commit adds to the code: all that stock DVC needs, and what people want to read."""
     folder, name = path.rsplit("/", 1)
-    settings = hooks.settings
+    settings, code = hooks.settings, plan.code_of(Stage.PREPROCESS)
+    ignored = {".dvc/.gitignore": _DVC_IGNORED, f"{folder}/.gitignore": (f"/{name}",)}
+    present = hooks.git.read_files(code.repo, code.commit, ignored)
     files = {
         ".dvc/config": remote_config(settings.bucket_dvc, plan.pipeline, settings.s3_endpoint_url),
-        ".dvc/.gitignore": _with_lines(hooks, plan, ".dvc/.gitignore", _DVC_IGNORED),
-        f"{folder}/.gitignore": _with_lines(hooks, plan, f"{folder}/.gitignore", (f"/{name}",)),
+        **{file: _with_lines(present.get(file, b""), lines) for file, lines in ignored.items()},
         f"{path}.dvc": pointer(listing, name),
         PLAN_COPY: (plan.model_dump_json(indent=1) + "\n").encode(),
     }
@@ -185,12 +167,8 @@ def _files(hooks: Hooks, plan: RunPlan, listing: DatasetListing, path: str, card
     return files
 
 
-def _with_lines(hooks: Hooks, plan: RunPlan, path: str, lines: tuple[str, ...]) -> bytes:
-    """A file of the code commit with these lines added, where it lacks them."""
-    code = plan.code_of(Stage.PREPROCESS)
-    try:
-        present = hooks.git.read_file(code.repo, code.commit, path).decode().splitlines()
-    except NotFoundError:
-        present = []
+def _with_lines(content: bytes, lines: tuple[str, ...]) -> bytes:
+    """A file's content with these lines added, where it lacks them."""
+    present = content.decode().splitlines()
     added = [line for line in lines if line not in present]
     return "".join(f"{line}\n" for line in (*present, *added)).encode()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -12,12 +15,14 @@ from airloom.errors import AuthError, ConfigError, ConflictError, NotFoundError,
 from airloom.settings import Settings
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     import requests
 
+# The pool of the stages of all pipelines: they are what the machine's memory and GPUs have to hold.
+STAGE_POOL = "airloom_stages"
 FINISHED = frozenset({"success", "failed"})
 DEFAULT_TIMEOUT_SECONDS = 15.0
+# A change may wait for the database: longer than the embedded one lets it wait (embedded.airflow_server).
+CHANGE_TIMEOUT_SECONDS = 30.0
 
 RunInfo = dict[str, Any]
 TaskInfo = dict[str, Any]
@@ -34,8 +39,11 @@ class AirflowApi:
         patience_seconds: how long to go on trying while the server does not answer.
     """
 
-    def __init__(self, *, url: str, username: str, password: str, patience_seconds: float = 20.0) -> None:
+    def __init__(
+        self, *, url: str, username: str, password: str, patience_seconds: float = 20.0, page_url: str = ""
+    ) -> None:
         self.url = url.rstrip("/")
+        self._page_url = (page_url or url).rstrip("/")
         self._username = username
         self._password = password
         self._patience_seconds = patience_seconds
@@ -51,20 +59,25 @@ class AirflowApi:
             username="admin",
             password=settings.secret("admin_password"),
             patience_seconds=patience_seconds,
+            page_url=settings.airflow_page_url,
         )
 
     # Runs
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, note: str | None = None) -> str:
-        """Start a run and return its id.
+        """Start a run, one and no more, and return its id.
 
         Raises:
             NotFoundError: no such DAG.
             ConfigError: a parameter is not what the DAG's schema allows.
         """
-        body = {"logical_date": None, "conf": dict(conf or {}), "note": note}
-        # Not repeated after a lost answer: the run may have been made.
-        return str(self._call("POST", f"dags/{_part(dag_id)}/dagRuns", json=body, repeat=False)["dag_run_id"])
+        # An id of our own, which no other run has: asked again after a lost answer or an error, Airflow refuses
+        # what it has made already.
+        run_id = f"manual__{datetime.now(UTC).isoformat()}_{token_hex(3)}"
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf or {}), "note": note}
+        with suppress(ConflictError):
+            self._call("POST", f"dags/{_part(dag_id)}/dagRuns", json=body)
+        return run_id
 
     def run(self, dag_id: str, run_id: str) -> RunInfo:
         """One run.
@@ -139,7 +152,13 @@ class AirflowApi:
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInfo]:
         """The tasks of a run in no particular order."""
         path = f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/taskInstances"
-        return list(self._call("GET", path, params={"limit": 100})["task_instances"])
+        found: list[TaskInfo] = []
+        while True:
+            params = {"limit": _PAGE, "offset": len(found), "order_by": "id"}
+            page = self._call("GET", path, params=params)["task_instances"]
+            found += page
+            if len(page) < _PAGE:
+                return found
 
     def set_task_note(self, dag_id: str, run_id: str, task_id: str, note: str) -> None:
         """Show a note on a task; at most 1,000 characters are kept."""
@@ -242,11 +261,23 @@ class AirflowApi:
 
     def ensure_connection(self, connection_id: str, connection: Mapping[str, Any]) -> None:
         """Make a connection, or bring the one of that name up to date: `conn_type`, `host`, `login`, `password` …"""
-        body = {"connection_id": connection_id, **connection}
+        self._ensure("connections", connection_id, {"connection_id": connection_id, **connection})
+
+    def ensure_variable(self, key: str, value: str, description: str) -> None:
+        """Make a variable, or bring the one of that name up to date."""
+        self._ensure("variables", key, {"key": key, "value": value, "description": description})
+
+    def _ensure(self, kind: str, name: str, body: Mapping[str, Any]) -> None:
         try:
-            self._call("POST", "connections", json=body)
+            self._call("POST", kind, json=body)
         except ConflictError:
-            self._call("PATCH", f"connections/{_part(connection_id)}", json=body)
+            self._call("PATCH", f"{kind}/{_part(name)}", json=body)
+
+    def ensure_pool(self, name: str, slots: int, description: str) -> None:
+        """Make a pool; one that is there keeps the slots that a person may have given it."""
+        body = {"name": name, "slots": slots, "description": description, "include_deferred": False}
+        with suppress(ConflictError):
+            self._call("POST", "pools", json=body)
 
     def health(self) -> dict[str, dict[str, Any]]:
         """The state of each component, by its name: `metadatabase`, `scheduler`, `dag_processor`, `triggerer`."""
@@ -261,7 +292,7 @@ class AirflowApi:
 
     def run_url(self, dag_id: str, run_id: str) -> str:
         """A run's page in the UI."""
-        return f"{self.url}/dags/{_part(dag_id)}/runs/{_part(run_id)}"
+        return f"{self._page_url}/dags/{_part(dag_id)}/runs/{_part(run_id)}"
 
     # The wire
 
@@ -309,9 +340,8 @@ class AirflowApi:
         def send(token: str) -> requests.Response:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
             url = f"{self.url}/{path}"
-            return session.request(
-                method, url, json=json, params=params, headers=headers, timeout=DEFAULT_TIMEOUT_SECONDS
-            )
+            timeout = DEFAULT_TIMEOUT_SECONDS if method == "GET" else CHANGE_TIMEOUT_SECONDS
+            return session.request(method, url, json=json, params=params, headers=headers, timeout=timeout)
 
         if not auth:
             return send("")

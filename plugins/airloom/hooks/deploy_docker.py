@@ -1,6 +1,5 @@
-"""Deploy target `docker`: a release answers from a container of an image that holds its model.
+"""Deploy target `docker`: a release answers from a container of an image that holds its model, see `release_image`.
 
-The release image is the serving image plus `/airloom/release`: made once, by the engine alone, and never changed.
 What changes lies in a volume of the pipeline: the journal of answers, and the environment of each release's
 container, secrets among it, which is in no image and no container's settings.
 """
@@ -10,18 +9,20 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from airloom.contract import Release, Stage, StageRequest
+from airloom.contract import ImageRef, Release, Stage
 from airloom.errors import ConfigError, PlatformError
 from airloom.hooks import docker_files
-from airloom.hooks.docker_engine import connect, container_facts, engine_errors, ensure_image
-from airloom.hooks.docker_runner import CA_VARIABLES, INSTANCE_LABEL
+from airloom.hooks.docker_container import INSTANCE_LABEL, closed, limits
+from airloom.hooks.docker_engine import connect, container_facts, engine_errors
+from airloom.hooks.docker_runner import CA_VARIABLES
+from airloom.hooks.process_environment import thread_environment
+from airloom.hooks.release_image import RELEASE, RELEASE_LABEL, STATE, ReleaseImages, labels_of
 from airloom.spec.pipeline import PipelineSpec
 
 if TYPE_CHECKING:
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_SECONDS = 120.0
 GRACE_SECONDS = 40  # longer than a release needs to finish what it has and to empty its journal
-RELEASE = PurePosixPath("/airloom/release")
-STATE = PurePosixPath("/var/lib/airloom")
-RELEASE_LABEL = "airloom.release"
 PORT = 8080  # of the container
+_TMP_BYTES = 256 * 2**20
 _LOG_LINES = 15
 # Reads the private environment and becomes the release, so that signals reach it.
 _BOOT = (
@@ -42,10 +41,17 @@ _BOOT = (
 
 
 class DockerTarget:
-    """Starts and stops containers of releases. Its methods are those of `ProcessTarget`."""
+    """Starts and stops containers of releases. Its methods are those of `ProcessTarget`.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        published: a release's image in the registry, if it is there.
+    """
+
+    def __init__(
+        self, settings: Settings, *, published: Callable[[Release], ImageRef | None] = lambda release: None
+    ) -> None:
         self._settings = settings
+        self._published = published
         self._api = connect(settings)
         if settings.database.startswith("sqlite"):
             raise ConfigError(
@@ -64,9 +70,10 @@ class DockerTarget:
         Raises:
             PlatformError: it did not become ready; the message holds its last log lines.
             ConfigError: the release names no image.
+            ServiceError: the engine lacks its image, and the registry refused or did not answer.
         """
         name = self._name(release.pipeline, release.version)
-        image = self._ensure_release_image(release, bundle, spec)
+        image = ReleaseImages(self._settings).ensure(release, bundle, spec, self._published(release))
         facts = container_facts(self._api, name)
         if facts is not None and not facts["State"]["Running"]:
             self._remove(name)
@@ -99,77 +106,10 @@ class DockerTarget:
             self._api.stop(name, timeout=GRACE_SECONDS)
         self._remove(name)
 
-    def _ensure_release_image(self, release: Release, bundle: Path, spec: PipelineSpec) -> str:
-        """`<namespace>/<pipeline>:<version>`, by id."""
-        from docker.errors import ImageNotFound
-
-        if release.image is None:
-            raise ConfigError(
-                f"release {release.version} of {release.pipeline} was made without an image",
-                hint="run the pipeline again: its runs pin the image of the serving repo's commit now",
-            )
-        name = "/".join(p for p in (self._settings.registry, self._settings.image_namespace, release.pipeline) if p)
-        with engine_errors():
-            try:
-                return str(self._api.inspect_image(f"{name}:{release.version}")["Id"])
-            except ImageNotFound:
-                pass
-            ensure_image(self._api, self._settings, release.image.pull_ref)
-            made = self._api.create_container(release.image.pull_ref, labels=self._labels(release))["Id"]
-            try:
-                with tempfile.TemporaryFile() as file:
-                    self._pack(file, release, bundle, spec)
-                    file.seek(0)
-                    self._api.put_archive(made, "/", file)
-                labels = (
-                    f'LABEL {RELEASE_LABEL}="{release.version}" org.opencontainers.image.version="{release.version}"'
-                )
-                committed = self._api.commit(made, repository=name, tag=release.version, changes=labels)
-            finally:
-                self._api.remove_container(made, force=True)
-        return str(committed["Id"])
-
-    def _pack(self, file: Any, release: Release, bundle: Path, spec: PipelineSpec) -> None:
-        """The release's files as an archive: its model, its record, the reference rows, and the request to serve."""
-        stage = spec.stages[Stage.SERVE]
-        request = StageRequest(
-            pipeline=release.pipeline,
-            run_id=release.run_id,
-            stage=Stage.SERVE,
-            commit=release.serving_commit,
-            params={
-                "host": "0.0.0.0",  # noqa: S104 - of the container, which publishes no port
-                "max_upload_bytes": spec.deploy.max_upload,
-                "journal_dir": str(STATE / "journal"),
-                **stage.params,
-            },
-            inputs={"model": Path(RELEASE / "model"), "release": Path(RELEASE / "release.json")},
-            seed=stage.seed,
-        )
-
-        def readable(info: tarfile.TarInfo) -> tarfile.TarInfo:
-            info.uid = info.gid = 0
-            info.uname = info.gname = ""
-            info.mode = 0o755 if info.isdir() else 0o644
-            return info
-
-        where = RELEASE.relative_to("/")
-        with tarfile.open(fileobj=file, mode="w") as archive:
-            for folder in (where.parent, where):
-                info = tarfile.TarInfo(str(folder))
-                info.type = tarfile.DIRTYPE
-                archive.addfile(readable(info))
-            for name in ("model", "release.json", "reference.json"):
-                archive.add(bundle / name, str(where / name), filter=readable)
-            content = request.model_dump_json().encode()
-            info = tarfile.TarInfo(str(where / "request.json"))
-            info.size = len(content)
-            archive.addfile(readable(info), io.BytesIO(content))
-
     def _run(self, name: str, image: str, release: Release, spec: PipelineSpec) -> None:
         from docker.types import Mount
 
-        settings, limits = self._settings, spec.stages[Stage.SERVE].resources
+        settings, resources = self._settings, spec.stages[Stage.SERVE].resources
         volume = f"airloom-{settings.instance_id}-serving-{release.pipeline}"
         environment = {
             "AIRLOOM_PREDICTION_DB": settings.database,
@@ -182,17 +122,16 @@ class DockerTarget:
             host = self._api.create_host_config(
                 mounts=[Mount(str(STATE), volume, type="volume")],
                 network_mode=settings.docker_network,
-                read_only=True,
-                tmpfs={"/tmp": "size=256m,mode=1777"},  # noqa: S108 - the container's own
-                init=True,
-                cap_drop=["ALL"],
-                security_opt=["no-new-privileges"],
-                mem_limit=limits.memory,
-                memswap_limit=limits.memory,
-                nano_cpus=int(min(limits.cpus, self._api.info()["NCPU"]) * 1e9),
-                pids_limit=1024,
                 restart_policy={"Name": "unless-stopped"},
                 log_config={"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
+                **closed(_TMP_BYTES),
+                **limits(
+                    self._api,
+                    memory_bytes=resources.memory,
+                    cpus=resources.cpus,
+                    shm_bytes=None,
+                    gpu_key="resources.gpus",
+                ),
             )
             private = STATE / "private" / f"{release.version}.json"
             request, result = RELEASE / "request.json", "/tmp/result.json"  # noqa: S108 - the container's own
@@ -202,8 +141,8 @@ class DockerTarget:
                 entrypoint=["python3", "-c", _BOOT, str(private)],
                 command=[Stage.SERVE.value, "--request", str(request), "--result", result],
                 user=f"{docker_files.USER}:{docker_files.USER}",
-                environment={"AIRLOOM_PORT": str(PORT), "HOME": "/tmp"},  # noqa: S108 - the container's own
-                labels=self._labels(release),
+                environment={**thread_environment(resources.cpus), "AIRLOOM_PORT": str(PORT), "HOME": "/tmp"},  # noqa: S108 - the container's own
+                labels=labels_of(self._settings, release),
                 host_config=host,
             )
             bundle = Path(settings.ca_bundle).read_bytes() if settings.ca_bundle else b""
@@ -228,13 +167,6 @@ class DockerTarget:
         with engine_errors():
             lines = self._api.logs(name, tail=_LOG_LINES).decode(errors="replace").splitlines()
         return " | ".join(line.strip() for line in lines if line.strip())
-
-    def _labels(self, release: Release) -> dict[str, str]:
-        return {
-            INSTANCE_LABEL: self._settings.instance_id,
-            "airloom.pipeline": release.pipeline,
-            RELEASE_LABEL: release.version,
-        }
 
     def _remove(self, name: str) -> None:
         from docker.errors import NotFound

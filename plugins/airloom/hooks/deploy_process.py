@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airloom.contract import Release, Stage, StageRequest
-from airloom.errors import NotFoundError
+from airloom.errors import ConflictError, NotFoundError
 from airloom.hooks.supervisor import SECRET_PREFIX
 from airloom.spec.pipeline import PipelineSpec
 
@@ -34,25 +34,27 @@ class ProcessTarget:
         """
         name = service_name(release.pipeline, release.version)
         request = self._write_request(release, bundle, spec)
-        self._supervisor.start(
-            name,
-            command=[
-                sys.executable,
-                "main.py",
-                Stage.SERVE.value,
-                "--request",
-                str(request),
-                "--result",
-                str(request.with_name("result.json")),
-            ],
-            cwd=str(bundle / "serving"),
-            env={
-                "AIRLOOM_PREDICTION_DB": self._settings.database,
-                "AIRLOOM_SERVING_ADMIN_TOKEN": f"{SECRET_PREFIX}serving_admin_token",
-                "PYTHONDONTWRITEBYTECODE": "1",
-            },
-            grace_seconds=GRACE_SECONDS,
-        )
+        arguments = ["--request", str(request), "--result", str(request.with_name("result.json"))]
+
+        def start() -> None:
+            self._supervisor.start(
+                name,
+                command=[sys.executable, "main.py", Stage.SERVE.value, *arguments],
+                cwd=str(bundle / "serving"),
+                env={
+                    "AIRLOOM_PREDICTION_DB": self._settings.database,
+                    "AIRLOOM_SERVING_ADMIN_TOKEN": f"{SECRET_PREFIX}serving_admin_token",
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                },
+                grace_seconds=GRACE_SECONDS,
+            )
+
+        try:
+            start()
+        except ConflictError:
+            # It was started otherwise: from another folder, with another database, by another version of Airloom.
+            self.stop(release.pipeline, release.version)
+            start()
         state = self._supervisor.wait_ready(name, START_TIMEOUT_SECONDS)
         return f"http://{self._settings.bind_host}:{state.port}"
 
@@ -66,9 +68,9 @@ class ProcessTarget:
 
     def running(self, pipeline: str) -> list[str]:
         """The versions of a pipeline that have a process."""
-        prefix = service_name(pipeline, "")
-        names = [state.name for state in self._supervisor.services() if state.dynamic]
-        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        # All before the version: another pipeline's name may begin with this one's.
+        parts = [state.name.rpartition("-") for state in self._supervisor.services() if state.dynamic]
+        return [version for name, _, version in parts if service_name(pipeline, "") == f"{name}-"]
 
     def stop(self, pipeline: str, version: str) -> None:
         """Let a release finish what it has, and end it. Not running: no change."""

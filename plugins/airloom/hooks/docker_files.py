@@ -41,18 +41,30 @@ def result_outside(result: StageResult, outputs: Mapping[str, Path]) -> StageRes
     return result.model_copy(update={"outputs": mapped})
 
 
-def send(api: Any, container: str, job: StageJob, environment: bytes, ca_bundle: str = "") -> None:
-    """Fill the volume of a container that has not started. The archive is made on disk, never in memory."""
+def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A filter of archives: the container's user may read it, whoever's it is here."""
+    info.uid = info.gid = USER
+    info.uname = info.gname = ""
+    info.mode |= 0o700 if info.isdir() else 0o400
+    return info
+
+
+def send(  # noqa: PLR0917 - one call
+    api: Any,
+    container: str,
+    job: StageJob,
+    environment: bytes,
+    cached: Mapping[str, str] | None = None,
+    ca_bundle: str = "",
+) -> None:
+    """Fill the volume of a container that has not started. The archive is made on disk, never in memory.
+
+    Args:
+        cached: where the container has the job's objects, by MD5; links lead there.
+    """
     import io
 
     request = StageRequest.read(job.request_file)
-
-    def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        info.uid = info.gid = USER
-        info.uname = info.gname = ""
-        info.mode |= 0o700 if info.isdir() else 0o400
-        return info
-
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w", dereference=True) as archive:
 
@@ -70,12 +82,35 @@ def send(api: Any, container: str, job: StageJob, environment: bytes, ca_bundle:
             if ca_bundle:
                 text(CA_FILE, Path(ca_bundle).read_bytes())
             for name, path in request.inputs.items():
-                archive.add(path, f"work/inputs/{name}/{path.name}", filter=owned)
+                target = f"work/inputs/{name}/{path.name}"
+                if cached and name in job.objects:
+                    _add_links(archive, target, {file: cached[md5] for file, md5 in job.objects[name].items()})
+                else:
+                    archive.add(path, target, filter=owned)
             for name, path in request.outputs.items():
                 path.mkdir(parents=True, exist_ok=True)
                 archive.add(path, f"work/outputs/{name}", filter=owned)
         file.seek(0)
         api.put_archive(container, str(VOLUME), file)
+
+
+def objects_of(job: StageJob) -> dict[str, Path]:
+    """A file here for each object of the job's inputs, by MD5."""
+    inputs = StageRequest.read(job.request_file).inputs
+    return {md5: inputs[name] / file for name, files in job.objects.items() for file, md5 in files.items()}
+
+
+def _add_links(archive: tarfile.TarFile, root: str, links: Mapping[str, str]) -> None:
+    """A folder with a link for each file, and its folders."""
+    parents = {parent for file in links for parent in PurePosixPath(file).parents}
+    for folder in sorted(parents | {PurePosixPath()}):
+        info = tarfile.TarInfo(str(root / folder))
+        info.type, info.mode = tarfile.DIRTYPE, 0o700
+        archive.addfile(owned(info))
+    for file, target in links.items():
+        info = tarfile.TarInfo(f"{root}/{file}")
+        info.type, info.linkname = tarfile.SYMTYPE, target
+        archive.addfile(owned(info))
 
 
 def fetch(api: Any, container: str, workspace: Path) -> dict[str, Any] | None:
@@ -84,11 +119,8 @@ def fetch(api: Any, container: str, workspace: Path) -> dict[str, Any] | None:
     Returns:
         what the container's first program noted of the end; None if it did not live to.
     """
-    request = StageRequest.read(workspace / "request.json")
+    request = fetch_outputs(api, container, workspace)
     carried = workspace / CARRIED
-    for name, path in request.outputs.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _get(api, container, f"outputs/{name}", path.parent)
     if _get(api, container, "result.json", carried):
         result = carried / "result.json"
         try:
@@ -99,6 +131,15 @@ def fetch(api: Any, container: str, workspace: Path) -> dict[str, Any] | None:
         return None
     note: dict[str, Any] = json.loads((carried / EXIT_FILE).read_bytes())
     return note
+
+
+def fetch_outputs(api: Any, container: str, workspace: Path) -> StageRequest:
+    """Bring the outputs that the request names, as far as there are any; the request."""
+    request = StageRequest.read(workspace / "request.json")
+    for name, path in request.outputs.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _get(api, container, f"outputs/{name}", path.parent)
+    return request
 
 
 def _get(api: Any, container: str, name: str, folder: Path) -> bool:

@@ -10,43 +10,62 @@ import shutil
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict
-from datetime import datetime
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from airloom.errors import ConfigError, ConflictError, ServiceError, UnavailableError
+from airloom.errors import ConfigError, ConflictError, ContractError, ServiceError, UnavailableError
 from airloom.hooks import docker_files
-from airloom.hooks.docker_engine import connect, container_facts, engine_errors, ensure_image
-from airloom.hooks.log_tail import LogTail
-from airloom.hooks.process_environment import THREAD_VARIABLES
+from airloom.hooks.docker_cache import CacheVolume, remove_sender
+from airloom.hooks.docker_container import (
+    INSTANCE_LABEL,
+    POLL_SECONDS,
+    closed,
+    engine_exit,
+    is_gone,
+    limits,
+    seconds_of,
+    watch,
+)
+from airloom.hooks.docker_engine import FindLogin, connect, container_facts, engine_errors, ensure_image
+from airloom.hooks.docker_gpu import gpu_refusal, gpus_needed
+from airloom.hooks.process_environment import thread_environment
 from airloom.hooks.runner import LOG_FILE, ExitReason, JobExit, JobHandle, OnLog, ShouldStop, StageJob
 from airloom.settings import Settings
 
 EXIT_FILE, STOP_FILE, COLLECTED_FILE = "container-exit.json", "container-stop", "collected"
 LOCK_FILE = "container.lock"
-INSTANCE_LABEL = "airloom.instance"
 WORKSPACE_LABEL = "airloom.workspace"
+_IMAGE_LABEL = "airloom.image"  # of the volume, for who finds it without its container
 _SIGNAL_BASE = 128
 _LOST_CODE = 255  # what the engine says of containers that it lost sight of
-POLL_SECONDS = 0.2
 _REMOVAL_SECONDS = 20.0
+_GPU_KEY = "resources.gpus"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
 
 
 class DockerRunner:
-    """Runs stages as containers. See `airloom.hooks.runner.Runner` for what its methods promise."""
+    """Runs stages as containers. See `airloom.hooks.runner.Runner` for what its methods promise.
 
-    def __init__(self, settings: Settings, *, poll_seconds: float = POLL_SECONDS) -> None:
+    Args:
+        login: who the registry is to know, asked only when an image has to be pulled; the settings' user where it
+            gives none.
+    """
+
+    def __init__(
+        self, settings: Settings, *, login: FindLogin | None = None, poll_seconds: float = POLL_SECONDS
+    ) -> None:
         self._settings = settings
+        self._login = login
         self._poll_seconds = poll_seconds
         self._api = connect(settings)
+        self._cache = CacheVolume(self._api, settings)
 
     def start(self, job: StageJob) -> JobHandle:
         """See `Runner.start`."""
         if job.image is None:
             raise ConfigError(f"stage {job.stage.value} has no image", hint="build its commit: airloom build …")
-        ensure_image(self._api, self._settings, job.image)
+        ensure_image(self._api, self._settings, job.image, login=self._login)
         job.workspace.mkdir(parents=True, exist_ok=True)
         with (job.workspace / LOCK_FILE).open("w") as lock, engine_errors():
             fcntl.flock(lock, fcntl.LOCK_EX)  # two tries that start at once: the second finds the first's container
@@ -70,24 +89,16 @@ class DockerRunner:
         known = _read(handle.workspace / EXIT_FILE)
         if known is not None and known["id"] == handle.id:
             return JobExit(**{**known["exit"], "reason": ExitReason(known["exit"]["reason"])})
-        log = handle.workspace / LOG_FILE
-        log.touch()
-        tail, asked = LogTail(log, offset=log.stat().st_size), False
-        follower = threading.Thread(target=self._follow, args=(handle, tail.offset), daemon=True)
-        follower.start()
-        while True:
-            facts = self._facts(handle)
-            for line in tail.read():
-                on_log(line)
-            if facts is None or not facts["State"]["Running"]:
-                break
-            if not asked and should_stop():
-                asked = True
-                self.request_stop(handle)
-            time.sleep(self._poll_seconds)
-        follower.join(30)
-        for line in tail.rest():
-            on_log(line)
+        facts = watch(
+            self._api,
+            lambda: connect(self._settings),
+            handle.id,
+            handle.workspace / LOG_FILE,
+            on_log=on_log,
+            should_stop=should_stop,
+            stop=lambda: self.request_stop(handle),
+            poll_seconds=self._poll_seconds,
+        )
         return self._end(handle, facts)
 
     def stop(self, handle: JobHandle, grace_seconds: float) -> None:
@@ -129,45 +140,49 @@ class DockerRunner:
             "airloom.run": job.run_id,
             "airloom.stage": job.stage.value,
             "airloom.key": job.key,
+            "airloom.try": str(job.try_number),
             WORKSPACE_LABEL: str(workspace),
         }
-        self._api.create_volume(name, labels=labels)
+        self._api.create_volume(name, labels={**labels, _IMAGE_LABEL: str(job.image)})
         self._create(job, name, labels)
         environment = dict(job.environment)
         if self._settings.ca_bundle:
             environment |= dict.fromkeys(CA_VARIABLES, str(docker_files.MOUNT / docker_files.CA_FILE))
         content = json.dumps(environment).encode()
-        docker_files.send(self._api, name, job, content, self._settings.ca_bundle)
-        with suppress(APIError):  # its state then says why, and so does the exit
+        objects = docker_files.objects_of(job)
+        cached = self._cache.ensure(name, job.image or "", objects) if objects else {}
+        docker_files.send(self._api, name, job, content, cached, self._settings.ca_bundle)
+        try:
             self._api.start(name)
+        except APIError as error:  # its state says why, and so does the exit; but for what is not the stage's affair
+            said = str(error.explanation or error) if job.gpus else ""
+            refusal = gpu_refusal(said, self._api.info(), gpus_needed(job.gpus), _GPU_KEY) if said else None
+            if refusal is not None:
+                self._remove(name)
+                raise refusal from error
         return self._handle(workspace, self._api.inspect_container(name))
 
     def _create(self, job: StageJob, name: str, labels: dict[str, str]) -> None:
-        from docker.types import DeviceRequest, Mount
+        from docker.types import Mount
 
-        gpus = [DeviceRequest(count=job.gpus, capabilities=[["gpu"]])] if job.gpus else None
-        if gpus and "nvidia" not in self._api.info().get("Runtimes", {}):
-            raise ConfigError(
-                f"the stage needs {job.gpus} GPUs, but the engine has no runtime 'nvidia'",
-                hint="install the NVIDIA container toolkit, or set resources.gpus: 0",
-            )
+        mounts = [Mount(str(docker_files.VOLUME), name, type="volume")]
+        if job.objects:
+            mounts.append(self._cache.mount())
         host = self._api.create_host_config(
-            mounts=[Mount(str(docker_files.VOLUME), name, type="volume")],
+            mounts=mounts,
             network_mode=self._settings.docker_network,
-            read_only=True,
-            tmpfs={"/tmp": "size=512m,mode=1777"},  # noqa: S108 - the container's own
-            init=True,
-            cap_drop=["ALL"],
-            security_opt=["no-new-privileges"],
-            mem_limit=job.memory_bytes,
-            memswap_limit=job.memory_bytes,
-            nano_cpus=int(min(job.cpus, self._api.info()["NCPU"]) * 1e9),
-            shm_size=256 * 2**20,
-            pids_limit=1024,
             restart_policy={"Name": "no"},
-            device_requests=gpus,
+            **closed(job.tmp_bytes),
+            **limits(
+                self._api,
+                memory_bytes=job.memory_bytes,
+                cpus=job.cpus,
+                shm_bytes=job.shm_bytes,
+                gpus=job.gpus,
+                gpu_key=_GPU_KEY,
+            ),
         )
-        variables = {name: str(max(1, int(job.cpus))) for name in THREAD_VARIABLES}
+        variables = thread_environment(job.cpus)
         variables |= {"HOME": "/tmp", "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # noqa: S108
         work = str(docker_files.MOUNT)
         arguments = [job.stage.value, "--request", f"{work}/request.json", "--result", f"{work}/result.json"]
@@ -185,20 +200,27 @@ class DockerRunner:
         )
 
     def _end(self, handle: JobHandle, facts: dict[str, Any] | None) -> JobExit:
-        if _is_gone(facts):
+        if is_gone(facts):
             return self._lost(handle)
         assert facts is not None  # noqa: S101
         try:
             with engine_errors():
                 noted = docker_files.fetch(self._api, handle.id, handle.workspace)
+                damaged = noted.get("damaged") if noted else None
+                if damaged:
+                    self._cache.forget(self._name(handle.workspace), facts["Image"], damaged)
         except UnavailableError:
             # What the engine says of a container whose removal has begun.
-            if _is_gone(self._facts(handle)):
+            if is_gone(self._facts(handle)):
                 return self._lost(handle)
             raise
-        if noted is None and _is_gone(self._facts(handle)):
+        if noted is None and is_gone(self._facts(handle)):
             return self._lost(handle)
-        found = _exit_of(facts, noted, _read(handle.workspace / STOP_FILE) is not None)
+        if damaged:
+            detail = f"{len(damaged)} objects in the cache volume were damaged, such as {damaged[0]}"
+            found = JobExit(ExitReason.LOST, detail=f"{detail}; the next try sends them again")
+        else:
+            found = _exit_of(facts, noted, _read(handle.workspace / STOP_FILE) is not None)
         note = {"id": handle.id, "key": handle.key, "label": handle.label, "exit": asdict(found)}
         new = handle.workspace / f"{EXIT_FILE}.new"
         new.write_text(json.dumps(note), encoding="utf-8")
@@ -206,12 +228,17 @@ class DockerRunner:
         return found
 
     def _lost(self, handle: JobHandle) -> JobExit:
-        """Somebody removed the container; what is left of it goes too, as soon as the engine has finished."""
+        """Somebody removed the container: its outputs are saved, the rest goes when the engine has finished."""
+        name = self._name(handle.workspace)
         deadline = time.monotonic() + _REMOVAL_SECONDS
+        while container_facts(self._api, name) is not None and time.monotonic() < deadline:
+            time.sleep(self._poll_seconds)
+        with suppress(ServiceError, ContractError):
+            self._save_outputs(name, handle.workspace)
         while True:
             try:
                 with engine_errors():
-                    self._remove(self._name(handle.workspace))
+                    self._remove(name)
                 break
             except ServiceError:
                 if time.monotonic() > deadline:
@@ -219,20 +246,26 @@ class DockerRunner:
                 time.sleep(self._poll_seconds)
         return JobExit(ExitReason.LOST, detail=f"{handle.label} was removed")
 
+    def _save_outputs(self, name: str, workspace: Path) -> None:
+        """Bring what the stage had written, such as checkpoints, from the volume that its container left."""
+        from docker.errors import NotFound
+        from docker.types import Mount
+
+        with engine_errors(), suppress(NotFound):
+            image = self._api.inspect_volume(name)["Labels"][_IMAGE_LABEL]
+            mount = Mount(str(docker_files.VOLUME), name, type="volume")
+            # Never started: the engine hands out files of a container's volumes as soon as it is made.
+            host = self._api.create_host_config(mounts=[mount], network_mode="none")
+            self._api.create_container(image, name=name, command=["-"], host_config=host)
+            docker_files.fetch_outputs(self._api, name, workspace)
+
     def _facts(self, handle: JobHandle) -> dict[str, Any] | None:
         return container_facts(self._api, handle.id)
-
-    def _follow(self, handle: JobHandle, known_bytes: int) -> None:
-        """Append what the engine has and the file has not: an adopted log has no holes and no line twice."""
-        with suppress(Exception), (handle.workspace / LOG_FILE).open("ab", buffering=0) as file:
-            for piece in connect(self._settings).logs(handle.id, stream=True, follow=True):
-                skipped = min(known_bytes, len(piece))
-                known_bytes -= skipped
-                file.write(piece[skipped:])
 
     def _remove(self, name: str) -> None:
         from docker.errors import NotFound
 
+        remove_sender(self._api, name)
         with suppress(NotFound):
             self._api.remove_container(name, force=True)
         with suppress(NotFound):
@@ -267,23 +300,14 @@ def find_containers(settings: Settings) -> list[tuple[JobHandle, dict[str, str]]
     ]
 
 
-def _is_gone(facts: dict[str, Any] | None) -> bool:
-    return facts is None or facts["State"]["Status"] in {"removing", "dead"}
-
-
-def _exit_of(facts: dict[str, Any], noted: dict[str, Any] | None, stopped: bool) -> JobExit:  # noqa: PLR0911 - one each
+def _exit_of(facts: dict[str, Any], noted: dict[str, Any] | None, stopped: bool) -> JobExit:
     """From what the engine and the container's first program say; never from the log."""
-    state = facts["State"]
-    code = int(state["ExitCode"])
-    seconds = 0.0 if state["Error"] else _seconds(state["FinishedAt"]) - _seconds(state["StartedAt"])
     used = {name: noted[name] for name in ("cpu_seconds", "peak_memory_bytes")} if noted else {}
-    if stopped:
-        return JobExit(ExitReason.STOPPED, seconds=seconds, **used)
-    if state["OOMKilled"]:
-        used["peak_memory_bytes"] = int(facts["HostConfig"]["Memory"])
-        return JobExit(ExitReason.MEMORY_LIMIT, seconds=seconds, **used)
-    if state["Error"]:
-        return JobExit(ExitReason.NOT_STARTED, detail=state["Error"])
+    found = engine_exit(facts, stopped=stopped)
+    if found is not None:
+        peak_memory_bytes = found.peak_memory_bytes or used.get("peak_memory_bytes", 0)
+        return replace(found, **{**used, "peak_memory_bytes": peak_memory_bytes})
+    code, seconds = int(facts["State"]["ExitCode"]), seconds_of(facts)
     if noted is None:
         if code == _LOST_CODE or code <= _SIGNAL_BASE:
             return JobExit(ExitReason.LOST, detail=f"its container ended with {code}", seconds=seconds)
@@ -301,7 +325,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value
-
-
-def _seconds(stamp: str) -> float:
-    return datetime.fromisoformat(stamp.split(".", maxsplit=1)[0].rstrip("Z") + "+00:00").timestamp()

@@ -6,12 +6,12 @@ The objects are moved by the object store's client: DVC's own push takes several
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -140,7 +140,7 @@ class DvcStore:
         from dvc_objects.fs.local import LocalFileSystem
 
         _check_plain(folder)
-        with self._object_db() as database:
+        with _uncollected(), self._object_db() as database:
             try:
                 _, meta, tree = build(database, str(folder.resolve()), LocalFileSystem(), "md5", dry_run=True)
             except IgnoreInCollectedDirError as error:
@@ -157,17 +157,26 @@ class DvcStore:
 
     # The remote
 
-    def push(self, listing: DatasetListing, folder: Path, prefix: str) -> Pushed:
+    def present(self, prefix: str, files: int) -> Mapping[str, ObjectInfo] | None:
+        """What the remote has, by hash, for the `push` of so many files; None where that had better ask for each."""
+        return self._all(prefix) if files >= LIST_FROM_OBJECTS else None
+
+    def push(
+        self, listing: DatasetListing, folder: Path, prefix: str, *, present: Mapping[str, ObjectInfo] | None = None
+    ) -> Pushed:
         """Bring a folder to the remote: its files, then a check that all are there, then its `.dir` object.
 
         So a `.dir` object on the remote means that the dataset is whole. May be cut off and repeated.
+
+        Args:
+            present: what the remote has; looked up if not given.
 
         Raises:
             StorageFullError: the remote has no room; there is no `.dir` object then.
             ServiceError: the remote holds other bytes than were sent.
         """
         wanted = {file.md5: file for file in listing.files}
-        found = self._find(prefix, [*wanted, listing.md5])
+        found = self._find(prefix, [*wanted, listing.md5]) if present is None else present
         missing = [file for md5, file in wanted.items() if not _fits(found.get(md5), file)]
         self._store.upload_many(self.bucket, [(object_key(prefix, file.md5), folder / file.name) for file in missing])
         arrived = self._find(prefix, [file.md5 for file in missing]) if missing else {}
@@ -261,9 +270,13 @@ class DvcStore:
             keys = [object_key(prefix, md5) for md5 in wanted]
             found = self._store.info_many(self.bucket, keys)
             return {md5: info for md5, info in zip(wanted, found, strict=True) if info is not None}
+        return self._all(prefix)
+
+    def _all(self, prefix: str) -> Mapping[str, ObjectInfo]:
+        """Every object of the remote, by hash."""
         folder = f"{prefix}/files/md5/"
         # By first digit, several at a time: the server works on one page while another is read here.
-        with ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
+        with _uncollected(), ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
             parts = pool.map(lambda digit: list(self._store.list(self.bucket, folder + digit)), "0123456789abcdef")
             return {info.key[len(folder) :].replace("/", "", 1): info for part in parts for info in part}
 
@@ -283,6 +296,20 @@ class DvcStore:
             state.close()
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector away while many small objects are made that all stay: it would look through them, and
+    through all else that the process holds, again and again."""
+    if not gc.isenabled():  # another thread is here already, and lets it run again
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def _fits(found: ObjectInfo | None, file: DatasetFile) -> bool:
     """Whether the remote's object is the file: for files that went in one piece the ETag is the MD5."""
     if found is None or found.size_bytes != file.size_bytes:
@@ -294,14 +321,16 @@ def _check_plain(folder: Path) -> None:
     if not folder.is_dir():
         raise ContractError(f"there is no dataset folder {folder}")
     empty = True
-    for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            mode = os.lstat(os.path.join(parent, name)).st_mode  # noqa: PTH118 - thousands of them
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise ContractError(
-                    f"{Path(parent, name)} is no plain file", hint="a dataset holds files and folders only"
-                )
-        empty = empty and not files
+    left = [os.fspath(folder)]
+    while left:
+        with os.scandir(left.pop()) as entries:  # which mostly knows what each is without asking for it
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    empty = False
+                else:
+                    raise ContractError(f"{entry.path} is no plain file", hint="a dataset holds files and folders only")
     if empty:
         raise ContractError(f"the dataset folder {folder} is empty")
 

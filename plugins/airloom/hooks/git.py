@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
 from airloom.contract import CodePin
@@ -23,7 +22,8 @@ from airloom.errors import (
 )
 from airloom.hooks.git_command import git_environment, git_error, run_git
 from airloom.hooks.git_mirror import ensure_mirror, last_fetch, locked, note_fetch, scratch
-from airloom.hooks.git_tree import export_tree
+from airloom.hooks.git_tags import TagInfo, check_tag, read_tags
+from airloom.hooks.git_tree import checked_path, export_tree, read_blobs
 from airloom.settings import Settings
 
 T = TypeVar("T")
@@ -32,21 +32,7 @@ NAME = "Airloom"
 EMAIL = "airloom@localhost"
 REPO_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _SHA = re.compile(r"[0-9a-f]{40}")
-_TAG_FORMAT = "%00".join(
-    ("%(refname:strip=2)", "%(objectname)", "%(*objectname)", "%(creatordate:unix)", "%(contents)", "")
-)
 _ATTEMPTS = 5
-
-
-@dataclass(frozen=True)
-class TagInfo:
-    """An annotated or light tag. `commit` is what it points at in the end, `message` is empty for a light one."""
-
-    name: str
-    commit: str
-    message: str
-    object_id: str
-    created_at: datetime
 
 
 class GitRemote:
@@ -170,7 +156,7 @@ class GitRemote:
         if dest.exists():
             return
         mirror = self._mirror(repo)
-        commit = self.commit(repo, sha).commit
+        commit = self._commit_id(repo, sha)
         export_tree(mirror, commit, dest, read_only=read_only)
 
     def read_file(self, repo: str, sha: str, path: str) -> bytes:
@@ -179,12 +165,22 @@ class GitRemote:
         Raises:
             NotFoundError: no such repo, commit or file.
         """
-        mirror = self._mirror(repo)
-        commit = self.commit(repo, sha).commit
-        done = run_git(("cat-file", "blob", f"{commit}:{path}"), git_dir=mirror, check=False)
-        if done.returncode != 0:
-            raise NotFoundError(f"{repo}@{commit[:12]} has no file {path!r}")
-        return done.stdout
+        found = self.read_files(repo, sha, [path])
+        if path not in found:
+            raise NotFoundError(f"{repo}@{sha[:12]} has no file {path!r}")
+        return found[path]
+
+    def read_files(self, repo: str, sha: str, paths: Iterable[str]) -> dict[str, bytes]:
+        """Those of the files that a commit has.
+
+        Raises:
+            NotFoundError: no such repo or commit.
+        """
+        mirror, names = self._mirror(repo), [checked_path(path) for path in paths]
+        found = read_blobs(mirror, sha, names) if _SHA.fullmatch(sha) else None
+        if found is None:
+            found = read_blobs(mirror, self.commit(repo, sha).commit, names) or {}
+        return found
 
     def read_tag(self, repo: str, tag: str) -> TagInfo:
         """One tag; asks the server only when the mirror doesn't have it.
@@ -192,12 +188,12 @@ class GitRemote:
         Raises:
             NotFoundError: no such repo or tag.
         """
-        _check_tag(tag)
+        check_tag(tag)
         mirror = self._mirror(repo)
-        found = self._tags(mirror, f"refs/tags/{tag}")
+        found = read_tags(mirror, f"refs/tags/{tag}")
         if not found:
             self.fetch(repo)
-            found = self._tags(mirror, f"refs/tags/{tag}")
+            found = read_tags(mirror, f"refs/tags/{tag}")
         for info in found:
             if info.name == tag:
                 return info
@@ -211,7 +207,7 @@ class GitRemote:
         """
         self.fetch(repo)
         folder = prefix.rpartition("/")[0]
-        found = self._tags(self._mirror(repo), f"refs/tags/{folder}" if folder else "refs/tags")
+        found = read_tags(self._mirror(repo), f"refs/tags/{folder}" if folder else "refs/tags")
         return [info for info in found if info.name.startswith(prefix)]
 
     # Writing
@@ -245,9 +241,9 @@ class GitRemote:
             NotFoundError: no such repo or parent.
             AuthError, UnavailableError, StorageFullError: the server refused or did not answer.
         """
-        _check_tag(tag)
+        check_tag(tag)
         mirror = self._mirror(repo)
-        parent = self.commit(repo, parent).commit
+        parent = self._commit_id(repo, parent)
         stamp = f"{int((when or datetime.now(UTC)).timestamp())} +0000"
         commit = self._make_commit(mirror, parent, files, commit_message, stamp)
         content = f"object {commit}\ntype commit\ntag {tag}\ntagger {NAME} <{EMAIL}> {stamp}\n\n{_text(message)}"
@@ -260,7 +256,7 @@ class GitRemote:
     def _make_commit(
         self, mirror: Path, parent: str, files: Mapping[str, bytes], commit_message: str, stamp: str
     ) -> str:
-        names = [_checked_path(name) for name in files]
+        names = [checked_path(name) for name in files]
         with scratch(mirror) as folder:
             # An index of its own: no lock is shared with anyone.
             environment = git_environment(
@@ -318,23 +314,17 @@ class GitRemote:
         self.clone_url(repo)  # refuses what is no name
         return ensure_mirror(self._mirrors, repo)
 
+    def _commit_id(self, repo: str, sha: str) -> str:
+        """The full hash of a commit; `commit` tells more, and takes longer."""
+        if _SHA.fullmatch(sha):
+            arguments = ("rev-parse", "--verify", "--quiet", f"{sha}^{{commit}}")
+            found = run_git(arguments, git_dir=self._mirror(repo), check=False)
+            if found.returncode == 0:
+                return found.stdout.decode().strip()
+        return self.commit(repo, sha).commit
+
     def _has_commit(self, mirror: Path, sha: str) -> bool:
         return run_git(("cat-file", "-e", f"{sha}^{{commit}}"), git_dir=mirror, check=False).returncode == 0
-
-    def _tags(self, mirror: Path, pattern: str) -> list[TagInfo]:
-        listed = run_git(("for-each-ref", f"--format={_TAG_FORMAT}", pattern), git_dir=mirror).stdout
-        fields = listed.decode(errors="replace").split("\0")
-        records = [fields[start : start + 5] for start in range(0, len(fields) - 1, 5)]
-        return [
-            TagInfo(
-                name=name.lstrip("\n"),
-                commit=target or object_id,
-                message=contents.strip() if target else "",
-                object_id=object_id,
-                created_at=datetime.fromtimestamp(int(created or 0), UTC),
-            )
-            for name, object_id, target, created, contents in records
-        ]
 
     def _remote(self, repo: str, arguments: Sequence[str], mirror: Path | None, lock: int | None = None) -> bytes:
         """A command that talks to the server; tried again while it does not answer."""
@@ -372,20 +362,6 @@ def _retried(call: Callable[[], T]) -> T:
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=4),
         reraise=True,
     )(call)
-
-
-def _check_tag(tag: str) -> None:
-    done = run_git(("check-ref-format", f"refs/tags/{tag}"), check=False)
-    if done.returncode != 0 or tag.startswith("-"):
-        raise ContractError(f"{tag!r} cannot be a tag's name", hint="see: git help check-ref-format")
-
-
-def _checked_path(name: str) -> str:
-    path = PurePosixPath(name)
-    parts = name.split("/")
-    if path.is_absolute() or "\0" in name or any(p in {"", ".", ".."} or p.lower() == ".git" for p in parts):
-        raise ContractError(f"{name!r} is no path inside a repo")
-    return name
 
 
 def _text(message: str) -> str:

@@ -1,14 +1,15 @@
-"""Write the files of a commit into a folder, byte for byte, whole or not at all."""
+"""The files of a commit: into a folder, byte for byte, whole or not at all; or some of them at once."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from airloom.errors import ContractError
 from airloom.hooks.git_command import run_git
@@ -49,6 +50,41 @@ def export_tree(git_dir: Path, commit: str, dest: Path, *, read_only: bool) -> N
     except BaseException:
         remove_folder(temporary)
         raise
+
+
+def read_blobs(git_dir: Path, commit: str, paths: Iterable[str]) -> dict[str, bytes] | None:
+    """Those of the files that a commit has, by one git process; None where there is no such commit.
+
+    Args:
+        commit: full hash.
+    """
+    names = list(paths)
+    asked = "".join(f"{name}\n" for name in (f"{commit}^{{commit}}", *(f"{commit}:{name}" for name in names)))
+    answer = io.BytesIO(run_git(("cat-file", "--batch"), git_dir=git_dir, stdin=os.fsencode(asked)).stdout)
+    found: dict[str, bytes] = {}
+    for name in ("", *names):
+        facts = answer.readline().rsplit(maxsplit=2)
+        if facts[-1] == b"missing":
+            if not name:
+                return None
+            continue
+        content = answer.read(int(facts[-1]) + 1)[:-1]  # a line end follows
+        if facts[-2] == b"blob":
+            found[name] = content
+    return found
+
+
+def checked_path(name: str) -> str:
+    """The name, if it is one inside a repo. Raises ContractError."""
+    path = PurePosixPath(name)
+    parts = name.split("/")
+    if (
+        path.is_absolute()
+        or {"\0", "\n"} & set(name)
+        or any(p in {"", ".", ".."} or p.lower() == ".git" for p in parts)
+    ):
+        raise ContractError(f"{name!r} is no path inside a repo")
+    return name
 
 
 def remove_folder(folder: Path) -> None:

@@ -43,10 +43,12 @@ class GitBucket:
     Args:
         base_url: of the server, without `/api/v3`.
         owner: of all repositories.
+        page_url: where people find it, if that is another address.
     """
 
-    def __init__(self, *, base_url: str, owner: str, user: str, password: str) -> None:
+    def __init__(self, *, base_url: str, owner: str, user: str, password: str, page_url: str = "") -> None:
         self._base_url = base_url.rstrip("/")
+        self._page_url = (page_url or base_url).rstrip("/")
         self._owner = owner
         self._user = user
         self._password = password
@@ -60,13 +62,14 @@ class GitBucket:
             owner=settings.git_owner,
             user=settings.git_user,
             password=settings.secret("git_password"),
+            page_url=settings.git_page_url,
         )
 
     # Addresses for people
 
     def repo_url(self, repo: str) -> str:
         """The repo's page."""
-        return f"{self._base_url}/{_part(self._owner)}/{_part(repo)}"
+        return f"{self._page_url}/{_part(self._owner)}/{_part(repo)}"
 
     def commit_url(self, repo: str, sha: str) -> str:
         """The commit's page, with its statuses."""

@@ -116,12 +116,18 @@ class Ledger:
     ) -> None:
         """Write what is known of a run; what is not given keeps the value it had.
 
+        That it is running, written late, does not undo that it has ended since it began.
+
         Raises:
             UnavailableError: the database cannot be written now.
         """
         given = {"state": state, "verdict": verdict, "started_at": started_at, "finished_at": finished_at}
         values = {name: value for name, value in given.items() if value is not None}
-        self._replace(self._tables.runs, {"pipeline": pipeline, "run_id": run_id}, values)
+        key = {"pipeline": pipeline, "run_id": run_id}
+        if state == "running" and started_at is not None:
+            self._replace(self._tables.runs, key, values, unless=self._tables.runs.c.finished_at >= started_at)
+        else:
+            self._replace(self._tables.runs, key, values)
 
     # Reading
 
@@ -268,13 +274,17 @@ class Ledger:
             rows = connection.execute(query if where is None else query.where(where)).all()
         return [tuple(row) for row in rows]
 
-    def _replace(self, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    def _replace(self, table: Table, key: Mapping[str, Any], values: Mapping[str, Any], unless: Any = None) -> None:
+        """Insert or update a row; one for which `unless` holds stays as it is."""
+        from sqlalchemy import select
         from sqlalchemy.exc import IntegrityError
 
         match = [table.c[name] == value for name, value in key.items()]
         for last in (False, True):
             try:
                 with self._connection() as connection:
+                    if unless is not None and connection.execute(select(1).where(*match, unless)).first():
+                        return
                     if not connection.execute(table.update().where(*match).values(**key, **values)).rowcount:
                         connection.execute(table.insert().values(**key, **values))
                 return

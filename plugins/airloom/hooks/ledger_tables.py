@@ -27,7 +27,8 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeDecorator
 
-WRITE_TIMEOUT_SECONDS = 3.0
+# A busy disk may hold up SQLite's one writer for seconds; a task's end waits no longer than this for its record.
+WRITE_TIMEOUT_SECONDS = 15.0
 
 
 class UtcDateTime(TypeDecorator[datetime]):

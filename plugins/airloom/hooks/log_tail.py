@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 MAX_LINE_BYTES = 8192
 PROGRESS_SECONDS = 5.0
 _CHUNK_BYTES = 256 * 1024
+# What moves a terminal's cursor, erases, or sets its title; colours (…m) stay, since Airflow's UI shows them.
+_TERMINAL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-ln-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[()][0-9A-B]|[\x00-\x08\x0b-\x1a]"
+)
 
 
 class LineSplitter:
@@ -106,6 +111,11 @@ class LogTail:
         """All that is left, when nobody writes any more."""
         yield from self.read()
         yield from self._splitter.flush()
+
+
+def printable(line: str) -> str:
+    """The line without what only a terminal can make something of."""
+    return _TERMINAL.sub("", line)
 
 
 def last_lines(path: Path, count: int, *, within_bytes: int = 64 * 1024) -> list[str]:

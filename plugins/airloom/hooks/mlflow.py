@@ -54,15 +54,18 @@ class ModelRegistry:
         AuthError, StorageFullError, ServiceError: it refuses.
     """
 
-    def __init__(self, *, url: str, home: Path, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+    def __init__(
+        self, *, url: str, home: Path, patience_seconds: float = _PATIENCE_SECONDS, page_url: str = ""
+    ) -> None:
         self._api = MlflowApi(url, patience_seconds=patience_seconds)
+        self._page_url = (page_url or url).rstrip("/")
         self._locks = home / "locks"
         self._cache = ModelCache(home / "models")
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ModelRegistry:
         """A client of this installation's MLflow."""
-        return cls(url=settings.mlflow_api_url, home=settings.home_dir)
+        return cls(url=settings.mlflow_api_url, home=settings.home_dir, page_url=settings.mlflow_page_url)
 
     def be_patient(self, seconds: float) -> None:
         """Go on trying for so long; people at a terminal want to know sooner than a task."""
@@ -152,25 +155,15 @@ class ModelRegistry:
             raise NotFoundError(f"MLflow has no run {run_id!r}", hint=f"see {self._api.url}") from None
         return run_info(run)
 
-    def runs_with(self, tag: str, value: str) -> list[RunInfo]:
-        """All runs with this value of a tag, newest first, of whatever experiment."""
-        experiments = [str(found["experiment_id"]) for found in self._api.search("experiments/search", "experiments")]
-        if not experiments:
-            return []
-        wanted = f"tags.`{tag}` = {quoted(value)}"
-        return [
-            run_info(run) for run in self._api.search("runs/search", "runs", experiment_ids=experiments, filter=wanted)
-        ]
-
     def run_url(self, run_id: str) -> str:
         """The run's page; MLflow's own start page where the run cannot be looked up."""
         with suppress(AirloomError):
-            return f"{self._api.url}/#/experiments/{self.run_info(run_id).experiment_id}/runs/{run_id}"
-        return f"{self._api.url}/"
+            return f"{self._page_url}/#/experiments/{self.run_info(run_id).experiment_id}/runs/{run_id}"
+        return f"{self._page_url}/"
 
     def version_url(self, name: str, version: str) -> str:
         """The page of a model version."""
-        return f"{self._api.url}/#/models/{quote(name, safe='')}/versions/{version}"
+        return f"{self._page_url}/#/models/{quote(name, safe='')}/versions/{version}"
 
     # Models
 

@@ -17,6 +17,7 @@ PLAN_TAG = "airloom.plan"
 DATA_TAG = "airloom.data_tag"
 GATE_TAG = "airloom.gate"
 GATE_RUN_TAG = "airloom.gate.run_id"
+GATE_CHAMPION_TAG = "airloom.gate.champion"  # the version that it was measured beside; empty: none
 METRICS_TAG = "airloom.metrics"
 COMMIT_TAG_PREFIX = "airloom.commit."
 DIGEST_TAG = "airloom.digest"

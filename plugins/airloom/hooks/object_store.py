@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from airloom.contract.digest import canonical_json
 from airloom.errors import AirloomError, ConfigError, ConflictError, ContractError, NotFoundError, StorageFullError
+from airloom.hooks import s3_minio
 from airloom.hooks.s3_errors import FULL_HINT, code_and_message, error_of, unreachable
 from airloom.hooks.s3_http import QUICK_MAX_BYTES, Response, S3Http
 from airloom.hooks.s3_listing import ObjectInfo, Page, parse_page
@@ -109,15 +110,21 @@ class ObjectStore:
         *,
         media_type: str = "application/octet-stream",
         if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectInfo:
         """Write an object, whole or not at all.
 
+        Args:
+            if_match: ETag that the object must have.
+
         Raises:
-            ConflictError: `if_none_match` is set and the object exists.
+            ConflictError: `if_none_match` is set and the object exists, or it is not the one of `if_match`.
         """
         headers = {"content-type": media_type}
         if if_none_match:
             headers["if-none-match"] = "*"
+        if if_match is not None:
+            headers["if-match"] = f'"{if_match}"'
         tries = 0
 
         def put() -> Response:
@@ -131,6 +138,8 @@ class ObjectStore:
             # Did an earlier try write it, and only its answer got lost?
             if tries > 1 and (self.info(bucket, key) or ObjectInfo(key, "", -1)).etag == _md5(content):
                 return ObjectInfo(key, _md5(content), len(content))
+            if if_match is not None:
+                raise ConflictError(f"s3://{bucket}/{key} was written by another meanwhile") from None
             raise
         return ObjectInfo(key, answer.etag, len(content), answer.headers.get("x-amz-version-id"))
 
@@ -138,14 +147,22 @@ class ObjectStore:
         """Read an object."""
         return self._retrying(lambda: self._send("GET", bucket, key, query=_version_query(version_id))).body
 
-    def put_json(self, bucket: str, key: str, value: Any, *, if_none_match: bool = False) -> ObjectInfo:
+    def get(self, bucket: str, key: str) -> Response:
+        """Read an object with its ETag and age."""
+        return self._retrying(lambda: self._send("GET", bucket, key))
+
+    def put_json(
+        self, bucket: str, key: str, value: Any, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> ObjectInfo:
         """Write a value as JSON: sorted keys, no spaces.
 
         Raises:
             ConflictError: see `put_bytes`.
         """
         content = (canonical_json(value) + "\n").encode()
-        return self.put_bytes(bucket, key, content, media_type="application/json", if_none_match=if_none_match)
+        return self.put_bytes(
+            bucket, key, content, media_type="application/json", if_none_match=if_none_match, if_match=if_match
+        )
 
     def get_json(self, bucket: str, key: str) -> Any:
         """Read a JSON value.
@@ -173,10 +190,18 @@ class ObjectStore:
         """Whether there is such an object."""
         return self.info(bucket, key) is not None
 
-    def remove(self, bucket: str, key: str) -> None:
-        """Delete an object, if there is one."""
+    def remove(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        """Delete an object, if there is one.
+
+        Args:
+            if_match: ETag that it must have. Not every store heeds it.
+
+        Raises:
+            ConflictError: it has another, or is gone, says a store that heeds it.
+        """
+        headers = None if if_match is None else {"if-match": f'"{if_match}"'}
         with suppress(NotFoundError):
-            self._retrying(lambda: self._send("DELETE", bucket, key))
+            self._retrying(lambda: self._send("DELETE", bucket, key, headers=headers))
 
     def upload(self, bucket: str, key: str, path: Path) -> None:
         """Write a file's content as an object. Up to 64 MiB its ETag is the content's MD5."""
@@ -200,8 +225,8 @@ class ObjectStore:
         def get() -> None:
             answer = self._send("GET", bucket, key, query=_version_query(version_id), stream=True)
             stream = answer.stream
-            if stream is None:  # pragma: no cover - a good answer to a streamed request has one
-                raise RuntimeError("no stream")
+            if stream is None:
+                raise RuntimeError("a good answer to a request for a stream has one")
             try:
                 with temporary.open("wb") as file:
                     shutil.copyfileobj(stream, file, 2**20)
@@ -229,10 +254,6 @@ class ObjectStore:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="object-store") as pool:
             return [*pool.map(lambda key: self.info(bucket, key), keys)]
 
-    def remove_many(self, bucket: str, keys: Iterable[str]) -> None:
-        """`remove` each, many at a time."""
-        self._each(lambda key: self.remove(bucket, key), keys)
-
     def list(self, bucket: str, prefix: str = "", *, versions: bool = False) -> Iterator[ObjectInfo]:
         """All objects below a prefix, in the order of their keys.
 
@@ -257,27 +278,11 @@ class ObjectStore:
 
     def ensure_bucket(self, name: str, *, versioned: bool = False) -> None:
         """Make a bucket unless it exists, and let it keep versions if wanted."""
-        from minio.error import S3Error
-
-        def ensure(client: Minio) -> None:
-            if not client.bucket_exists(name):
-                try:
-                    client.make_bucket(name)
-                except S3Error as error:
-                    if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
-                        raise
-            if versioned:
-                from minio.versioningconfig import ENABLED, VersioningConfig
-
-                if client.get_bucket_versioning(name).status != ENABLED:
-                    client.set_bucket_versioning(name, VersioningConfig(ENABLED))
-
-        self._call(f"s3://{name}", ensure, bucket=name)
+        self._call(f"s3://{name}", lambda client: s3_minio.ensure_bucket(client, name, versioned), bucket=name)
 
     def is_versioned(self, bucket: str) -> bool:
         """Whether the bucket keeps versions."""
-        status = self._call(f"s3://{bucket}", lambda client: client.get_bucket_versioning(bucket).status, bucket=bucket)
-        return bool(status == "Enabled")
+        return self._call(f"s3://{bucket}", lambda client: s3_minio.is_versioned(client, bucket), bucket=bucket)
 
     # How requests are sent
 
@@ -369,19 +374,8 @@ class ObjectStore:
 
     def _client(self) -> Minio:
         if self._minio is None:
-            import urllib3
-            from minio import Minio
-
-            scheme, _, host = self.endpoint_url.partition("://")
-            self._minio = Minio(
-                host,
-                self.access_key,
-                self._secret_key,
-                secure=scheme == "https",
-                region=self._region,
-                http_client=urllib3.PoolManager(
-                    maxsize=self._threads, retries=False, timeout=urllib3.Timeout(connect=5.0, read=120.0)
-                ),
+            self._minio = s3_minio.connect(
+                self.endpoint_url, self.access_key, self._secret_key, region=self._region, connections=self._threads
             )
         return self._minio
 

@@ -22,7 +22,7 @@ INHERITED = (
     "LD_LIBRARY_PATH",
     INSTANCE_VARIABLE,  # by which the platform finds whatever it must end when it goes down
 )
-THREAD_VARIABLES = (
+_THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -32,6 +32,15 @@ THREAD_VARIABLES = (
 )
 
 
+def thread_environment(cpus: float) -> dict[str, str]:
+    """As many threads for numeric libraries as there are processors: whole ones, and at least one.
+
+    A thread that spins while it waits for another keeps that one from the processor: two stages at once on two cores
+    take three times as long.
+    """
+    return {**{name: str(max(1, int(cpus))) for name in _THREAD_VARIABLES}, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
 def stage_environment(
     *, home: Path, cpus: float, gpus: int, extra: Mapping[str, str], source: Mapping[str, str] | None = None
 ) -> dict[str, str]:
@@ -39,7 +48,7 @@ def stage_environment(
 
     Args:
         home: a folder that is its HOME: what a person keeps in theirs is not the stage's business.
-        cpus: numeric libraries get as many threads, whole ones and at least one.
+        cpus: see `thread_environment`.
         gpus: without any, none is visible.
         extra: goes before everything else.
         source: what is inherited from; this process's environment by default.
@@ -55,10 +64,7 @@ def stage_environment(
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",  # the checkout is read-only
         "PYTHONHASHSEED": "0",  # sets keep their order from one run to the next
-        **{name: str(max(1, int(cpus))) for name in THREAD_VARIABLES},
-        # A thread that spins while it waits for another keeps that one from the processor: two stages at once on
-        # two cores take three times as long.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **thread_environment(cpus),
     }
     environment.update({name: source[name] for name in INHERITED if source.get(name)})
     if gpus == 0:

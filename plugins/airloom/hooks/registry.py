@@ -30,7 +30,27 @@ _ATTEMPTS = 4
 _TIMEOUT_SECONDS = 20.0
 _TOKEN_SECONDS = 60.0  # what a token lasts when its issuer does not say
 _PAGE = 1000
+_OTHER_NAME = "does it run? from here its address may be another one than the engine's: AIRLOOM_REGISTRY_URL"
 _LOG_IN = "set AIRLOOM_REGISTRY_USER, and write the password into the secret registry_password"
+
+
+def find_image(settings: Settings, name: str, reference: str) -> str | None:
+    """Digest of an image in the installation's registry; None when that has none that this user may read.
+
+    Args:
+        name: with the registry, as the engine takes it: `127.0.0.1:5050/airloom/ds_mlmodeling`.
+        reference: a tag or a digest.
+
+    Raises:
+        AuthError, UnavailableError, ServiceError: as `Registry.digest_of`.
+    """
+    host = settings.registry.strip("/").partition("/")[0]
+    if not host or not name.startswith(f"{host}/"):
+        return None
+    try:
+        return Registry(settings, settings.registry_url or host).digest_of(name.removeprefix(f"{host}/"), reference)
+    except HiddenError:
+        return None
 
 
 class Registry:
@@ -136,7 +156,10 @@ class Registry:
             answer = self._send(method, url, self._challenged(answer, what, scope), login=self._basic)
         if answer.ok:
             return answer
-        raise self._error(answer, what)
+        error = self._error(answer, what)
+        if isinstance(error, AuthError) and self._settings.registry_user and scope in self._tokens:
+            raise HiddenError(error.message, hint=error.hint)
+        raise error
 
     def _headers(self, scope: str) -> dict[str, str]:
         headers = {"Accept": ", ".join(MANIFEST_TYPES) + ", application/json;q=0.5"}
@@ -201,9 +224,7 @@ class Registry:
                 hint="name its authority's certificates in AIRLOOM_CA_BUNDLE; the engine wants them too",
             ) from error
         except requests.RequestException as error:
-            raise _AgainError(
-                f"the registry {self.host} does not answer: {error}", hint="does it run? see: airloom status"
-            ) from error
+            raise _AgainError(f"the registry {self.host} does not answer: {error}", hint=_OTHER_NAME) from error
 
     def _error(self, answer: requests.Response, what: str) -> AirloomError:
         """What an answer that is no success means."""
@@ -228,6 +249,10 @@ class Registry:
         if code in {408, 500, 502, 503, 504}:
             return _AgainError(said, hint="see what the registry writes: airloom logs")
         return ServiceError(said)
+
+
+class HiddenError(AuthError):
+    """The user is known, and may not read this; Docker Hub says the same of what is not there."""
 
 
 class _AgainError(UnavailableError):

@@ -41,7 +41,11 @@ class StageJob:
         environment: what the stage needs beside the usual, secrets among it: never written to a file.
         cpus: threads that numeric libraries may use; for containers, processors.
         memory_bytes, timeout_seconds: limits of all processes of the stage together, and of this try.
+        shm_bytes, tmp_bytes: of a container's /dev/shm and /tmp, which count as its memory; runner `process` ignores
+            them.
         image: of containers; runner `process` has none.
+        objects: of inputs that are data versions, the MD5 of each file by its name, so that containers share them.
+        try_number: of the task that starts it, from 1.
     """
 
     pipeline: str
@@ -55,8 +59,12 @@ class StageJob:
     memory_bytes: int
     timeout_seconds: float
     gpus: int = 0
+    shm_bytes: int = 256 * 2**20
+    tmp_bytes: int = 512 * 2**20
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     image: str | None = None
+    objects: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    try_number: int = 1
 
     @property
     def request_file(self) -> Path:

@@ -12,10 +12,12 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from airloom.errors import ServiceError
 from airloom.hooks.s3_quick import QuickPut
 
 if TYPE_CHECKING:
@@ -39,6 +41,19 @@ class Response:
     @property
     def etag(self) -> str:
         return self.headers.get("ETag", "").strip('"')
+
+    @property
+    def age_seconds(self) -> float:
+        """How long before this answer the object was written, both by the store's clock, which counts seconds.
+
+        Raises:
+            ServiceError: the store did not say.
+        """
+        try:
+            asked, written = (parsedate_to_datetime(self.headers[name]) for name in ("Date", "Last-Modified"))
+        except (KeyError, ValueError) as error:
+            raise ServiceError(f"the object store gave no time: {error}") from error
+        return (asked - written).total_seconds()
 
 
 class Signer:

@@ -48,23 +48,26 @@ def parse_page(content: bytes) -> Page:
             f"the object store answered with something else than a listing: {content[:100]!r}"
         ) from error
     space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
+    entries = {f"{space}Contents", f"{space}Version"}
+    key, etag, size, newest, version_id = (space + name for name in ("Key", "ETag", "Size", "IsLatest", "VersionId"))
     objects, truncated, markers = [], False, {}
     for element in root:
-        name = element.tag.removeprefix(space)
-        if name in {"Contents", "Version"}:
+        if element.tag in entries:
             # One pass over the children: looking for each by name takes three times as long.
-            fields = {child.tag.removeprefix(space): child.text or "" for child in element}
-            if fields.get("IsLatest") != "false" and not fields["Key"].endswith("/"):
-                version = fields.get("VersionId", "null")
+            fields = {child.tag: child.text or "" for child in element}
+            if fields.get(newest) != "false" and not fields[key].endswith("/"):
+                version = fields.get(version_id, "null")
                 objects.append(
                     ObjectInfo(
-                        fields["Key"],
-                        fields.get("ETag", "").strip('"'),
-                        int(fields.get("Size") or 0),
+                        fields[key],
+                        fields.get(etag, "").strip('"'),
+                        int(fields.get(size) or 0),
                         None if version in {"", "null"} else version,
                     )
                 )
-        elif name == "IsTruncated":
+            continue
+        name = element.tag.removeprefix(space)
+        if name == "IsTruncated":
             truncated = element.text == "true"
         elif name in _MARKERS:
             markers[_MARKERS[name]] = element.text or ""

@@ -33,6 +33,7 @@ from airloom.settings import get_settings
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
 
+    from airloom.contract.build import BuildRecord
     from airloom.hooks.connect import Hooks
 
 # What each task returns, for those that come after it.
@@ -180,13 +181,13 @@ class FlowOperator(BaseOperator, SkipMixin):
     def _report(self, hooks: Hooks, context: Context, result: Frozen) -> None:
         """Say what was decided where people look: the log, the task's note and the run's note."""
         if isinstance(result, RunPlan):
-            note_run(hooks, context, plan_note(result))
+            note_run(hooks, context, plan_note(result, self._builds(hooks, result)))
         elif isinstance(result, GateDecision):
             for reason in result.reasons:
                 self.log.info("%s", reason)
             note_task(hooks, context, decision_note(result))
             plan = returned(context["ti"], "resolve")
-            note_run(hooks, context, f"{plan_note(plan)}\n\n{decision_note(result)}")
+            note_run(hooks, context, f"{plan_note(plan, self._builds(hooks, plan))}\n\n{decision_note(result)}")
             if result.verdict is Verdict.REJECTED:
                 self._end_run(context, result, "the gate rejected the candidate; the champion stays")
         elif isinstance(result, ValidationReport):
@@ -204,6 +205,11 @@ class FlowOperator(BaseOperator, SkipMixin):
             checked = f"release {result.release}: {result.equal} of {result.checked} answers are the evaluation's"
             later = f"release {result.superseded_by} of a later run answers instead of {result.release}"
             note_task(hooks, context, later if result.superseded_by else checked)
+
+    def _builds(self, hooks: Hooks, plan: RunPlan) -> dict[str, BuildRecord]:
+        from airloom.flows.build import builds_of
+
+        return builds_of(hooks, {repo: pin.commit for repo, pin in plan.code.items()})
 
     def _end_run(self, context: Context, result: Frozen, reason: str) -> None:
         """Skip all tasks that come after this one."""

@@ -27,7 +27,7 @@ class RunPageLink(BaseOperatorLink):
     name = "Run page"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        return get_settings().airflow_api_url + run_page_path(ti_key.dag_id, ti_key.run_id)
+        return get_settings().airflow_page_url + run_page_path(ti_key.dag_id, ti_key.run_id)
 
 
 @attrs.define()
@@ -60,6 +60,17 @@ class VersionTagLink(BaseOperatorLink):
         from airloom.hooks.connect import Hooks
 
         return str(Hooks(get_settings()).gitbucket.tag_url(version["repo"], version["tag"]))
+
+
+@attrs.define()
+class ReceiptLink(BaseOperatorLink):
+    """The receipt of an answer that the release gave when it was verified; the latest ones where it gave none."""
+
+    name = "Receipt"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        asked = _returned(ti_key).get("sample_prediction_ids") or []
+        return f"{get_settings().airflow_page_url}/airloom/receipts{f'/{quote(asked[0])}' if asked else ''}"
 
 
 def _returned(ti_key: Any, task_id: str | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from airloom.contract import GateDecision, RunPlan
+from airloom.contract.build import BuildRecord
 from airloom.errors import AirloomError
 from airloom.operators.trigger import first_line
 
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def plan_note(plan: RunPlan) -> str:
-    """Who started the run, and the commit of each stage repo."""
+def plan_note(plan: RunPlan, builds: Mapping[str, BuildRecord]) -> str:
+    """Who started the run, and each stage repo's commit with its build: seconds, image, log."""
     trigger = plan.trigger
     started = f"{trigger.kind} by {trigger.by}" if trigger.by else trigger.kind
     lines = [f"{started}: {trigger.detail}" if trigger.detail else started]
-    lines += [f"{pin.repo}@{pin.commit[:8]} {first_line(pin.message)}" for pin in plan.code.values()]
+    for pin in plan.code.values():
+        lines.append(f"{pin.repo}@{pin.commit[:8]} {first_line(pin.message)}")
+        record = builds.get(pin.repo)
+        if record is not None:
+            lines.append(f"    built in {record.seconds:.1f} s{f': {record.image.digest}' if record.image else ''}")
+            lines += [f"    {record.url}"] if record.url else []
     if plan.reproduces:
         lines.append(f"reproduces {plan.reproduces}")
     return "\n".join(lines)

@@ -8,9 +8,11 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airloom.contract.enums import Stage
-from airloom.errors import AirloomError, NotFoundError
+from airloom.errors import AirloomError
 from airloom.operators.flow import returned
 from airloom.operators.notes import note_task
+from airloom.operators.registry_login import REGISTRY_CONNECTION, login_from
+from airloom.operators.wanted import STOP_SECONDS, StageLeftRunningError, is_wanted
 from airloom.settings import get_settings
 
 if TYPE_CHECKING:
@@ -27,18 +29,6 @@ ARGUMENTS = {
     Stage.EVALUATE: {"plan": "resolve", "data_version": "version", "train": "train"},
 }
 CACHE_XCOM = "cache"
-
-# Airflow kills a task that has not gone this long after it was asked to; the stage must be gone by then.
-STOP_SECONDS = 3.5
-_ASK_SECONDS = 1.0
-# States in which Airflow still wants the task: it only lost its worker, and a later try will adopt the stage.
-_WANTED = frozenset({"running", "queued", "scheduled", "up_for_retry"})
-
-
-class StageLeftRunningError(AirloomError):
-    """The task ends, but its stage goes on for a later try."""
-
-    retryable = True
 
 
 class StageOperator(BaseOperator):
@@ -80,7 +70,7 @@ class StageOperator(BaseOperator):
         def should_stop() -> bool:
             if not self._told_to_end:
                 return False
-            if not _is_wanted(ti):
+            if not is_wanted(ti):
                 return True
             raise StageLeftRunningError(
                 f"this try ends, but stage {self.stage.value} goes on", hint="the next try adopts it"
@@ -94,6 +84,8 @@ class StageOperator(BaseOperator):
                 on_log=lambda line: self.log.info("%s", line),
                 should_stop=should_stop,
                 on_start=started,
+                registry_login=login_from(REGISTRY_CONNECTION),
+                try_number=ti.try_number,
                 **inputs,
             )
         except AirloomError as error:
@@ -125,17 +117,3 @@ class StageOperator(BaseOperator):
             note = f"cache {outcome.cache}: {outcome.reason}; ran {outcome.seconds:.1f} s"
         self.log.info("%s", note)
         note_task(hooks, context, note)
-
-
-def _is_wanted(ti: Any) -> bool:
-    """Whether Airflow would still have this task go on; if it doesn't answer, nobody has said otherwise."""
-    from airloom.hooks.airflow_api import AirflowApi
-
-    try:
-        api = AirflowApi.from_settings(get_settings(), patience_seconds=_ASK_SECONDS)
-        states = {task["task_id"]: task["state"] for task in api.task_instances(ti.dag_id, ti.run_id)}
-    except NotFoundError:
-        return False
-    except AirloomError:
-        return True
-    return states.get(ti.task_id) in _WANTED

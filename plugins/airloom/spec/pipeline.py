@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from airloom.contract.base import Frozen
 from airloom.contract.digest import sha256_json
@@ -35,22 +35,26 @@ class Resources(Frozen):
         memory: of all processes of the stage together; more ends it.
         timeout: wall time of one try; more ends it.
         gpus: number of GPUs, or 0.
+        shm, tmp: of a container's /dev/shm and /tmp. What is written there is memory, and counts as such.
+            Runner `process` ignores them: its stages have the machine's.
     """
 
     cpus: float = Field(default=1.0, gt=0, le=1024)
     memory: SizeBytes = 2 * 2**30
     timeout: Seconds = 1800.0
     gpus: int = Field(default=0, ge=0, le=64)
+    shm: SizeBytes = 256 * 2**20
+    tmp: SizeBytes = 512 * 2**20
+
+
+# Keys that came after pipelines had digests: at their default they are left out, so that those stay as they were.
+_LATER = ("shm", "tmp")
 
 
 class StageSpec(Frozen):
-    """How one stage is run: the repo with its code, the image built from it, its limits and parameters.
-
-    `image` names the stage image where it isn't named after the repo.
-    """
+    """How one stage is run: the repo with its code, its limits and parameters."""
 
     repo: RepoName
-    image: str | None = None
     resources: Resources = Resources()
     params: dict[str, Any] = Field(default_factory=dict)
     retries: int = Field(default=2, ge=0, le=10)
@@ -131,9 +135,20 @@ class DeploySpec(Frozen):
 
 
 class MonitorSpec(Frozen):
-    """When the drift monitor runs: a cron expression, or `null` for never."""
+    """When the drift monitor runs: a cron expression of five fields, or `null` for never."""
 
     schedule: str | None = None
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        if value is not None:
+            # Imported late: the CLI starts without it.
+            from croniter import croniter
+
+            if len(value.split()) != 5 or not croniter.is_valid(value):
+                raise ValueError(f"{value!r} is no cron expression of five fields, such as '0 6 * * 1'")
+        return value
 
 
 class PipelineSpec(Frozen):
@@ -172,4 +187,9 @@ class PipelineSpec(Frozen):
     @property
     def digest(self) -> str:
         """Digest of the whole configuration, defaults included."""
-        return sha256_json(self.model_dump(mode="json"))
+        content = self.model_dump(mode="json")
+        for stage in content["stages"].values():
+            for name in _LATER:
+                if stage["resources"][name] == Resources.model_fields[name].default:
+                    del stage["resources"][name]
+        return sha256_json(content)

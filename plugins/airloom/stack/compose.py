@@ -7,17 +7,25 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dotenv import dotenv_values
+
 from airloom.errors import ConfigError, PlatformError
+from airloom.hooks.follow import follow
 from airloom.settings import Settings
 
 # In the order in which they start.
 GROUPS = ("storage", "devops", "airflow")
 ONE_SHOT = "airloom.one-shot"
+REGISTRY_URL = "http://registry:5000"  # of the stack's own registry, in the stack's network
+_PROFILES = "COMPOSE_PROFILES"
+# The profile and service of an engine that builds, and how others find it: its certificates are in a volume.
+BUILDER = "builder"
+_BUILDER_KNOWN = {"AIRLOOM_BUILD_HOST": "tcp://builder:2376", "AIRLOOM_BUILD_CERTS": "builder-client"}
 
 
 def compose_command() -> list[str]:
@@ -58,16 +66,50 @@ class Compose:
         """What Compose fills into the files beside `.env` and `.env.local`: the secrets' folder and their owner."""
         environment = dict(os.environ)
         environment["AIRLOOM_HOME"] = str(self.settings.home_dir.resolve())
-        for name, value in (("AIRLOOM_UID", os.getuid()), ("AIRLOOM_GID", os.getgid())):
-            environment[name] = str(value)
+        for name, value in zip(("AIRLOOM_UID", "AIRLOOM_GID"), self._user(), strict=True):
+            environment.setdefault(name, value)
+        environment["AIRLOOM_PUBLIC_HOST"] = self.settings.page_host
+        own = self.settings.registry in own_registry(self.settings)
+        if not self.settings.registry_url and own:
+            environment["AIRLOOM_REGISTRY_URL"] = REGISTRY_URL
+        if self.settings.build_certs:
+            environment["AIRLOOM_BUILD_CERTS"] = str(Path(self.settings.build_certs).resolve())
+        if self.builds_beside:
+            environment |= _BUILDER_KNOWN
+            if not self.settings.build_registry and own:
+                environment["AIRLOOM_BUILD_REGISTRY"] = REGISTRY_URL.partition("://")[2]
         if self.settings.docker_host:
             environment["DOCKER_HOST"] = self.settings.docker_host
         return environment
 
+    @cached_property
+    def builds_beside(self) -> bool:
+        """Whether the stack's own rootless engine builds: its profile is chosen, and no other engine is named."""
+        files = [dotenv_values(self.settings.project / name) for name in (".env.local", ".env")]
+        named = [os.environ.get(_PROFILES), *(found.get(_PROFILES) for found in files)]
+        profiles = next((value for value in named if value is not None), "")
+        return BUILDER in profiles.split(",") and not self.settings.build_host
+
+    def _user(self) -> tuple[str, str]:
+        """User and group of the containers: as `.env.local` says, or who owns the secrets, or who runs this."""
+        secrets = self.settings.secrets_dir
+        owner = secrets.stat() if secrets.is_dir() else None
+        uid, gid = (owner.st_uid, owner.st_gid) if owner else (os.getuid(), os.getgid())
+        local = dotenv_values(self.settings.project / ".env.local")
+        return local.get("AIRLOOM_UID") or str(uid), local.get("AIRLOOM_GID") or str(gid)
+
     def run(
-        self, *arguments: str, groups: Sequence[str] = GROUPS, capture: bool = True, timeout_seconds: float = 900
+        self,
+        *arguments: str,
+        groups: Sequence[str] = GROUPS,
+        capture: bool = True,
+        on_line: Callable[[str], None] | None = None,
+        timeout_seconds: float = 900,
     ) -> str:
         """Compose's output.
+
+        Args:
+            on_line: gets each line of it as it comes.
 
         Raises:
             PlatformError: it failed; the message holds its last lines.
@@ -81,16 +123,19 @@ class Compose:
             *arguments,
         ]
         try:
-            done = subprocess.run(
-                command,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if capture else None,
-                stderr=subprocess.PIPE if capture else None,
-                text=True,
-                check=False,
-                timeout=timeout_seconds,
-            )
+            if on_line is not None:
+                done = follow(command, self.environment, on_line, timeout_seconds=timeout_seconds)
+            else:
+                done = subprocess.run(
+                    command,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if capture else None,
+                    stderr=subprocess.PIPE if capture else None,
+                    text=True,
+                    check=False,
+                    timeout=timeout_seconds,
+                )
         except subprocess.TimeoutExpired as error:
             raise PlatformError(
                 f"compose {arguments[0]} did not end within {timeout_seconds:g} s", hint="see: airloom status"
@@ -153,6 +198,18 @@ class Compose:
         for state in self.states():
             failed = state["State"] == "exited" and state.get("ExitCode")
             if failed or state.get("Health") == "unhealthy" or state["State"] == "restarting":
-                log = self.run("logs", "--no-log-prefix", "--tail", "12", state["Service"])
+                log = self.run("logs", "--no-log-prefix", "--tail", "40", state["Service"])
                 lines += [f"{state['Service']}: {state['State']} {state.get('Health', '')}".rstrip(), log.rstrip()]
         return "\n".join(lines)
+
+
+def is_well(state: dict[str, Any]) -> bool:
+    """Whether a container is as it should be: a one-shot that succeeded, or one that runs and isn't known to be ill."""
+    if state["State"] == "exited":
+        return f"{ONE_SHOT}=true" in str(state.get("Labels")) and not state.get("ExitCode")
+    return state["State"] == "running" and (state.get("Health") or "healthy") == "healthy"
+
+
+def own_registry(settings: Settings) -> set[str]:
+    """What the engine may call the stack's own registry."""
+    return {f"{host}:{settings.registry_port}" for host in ("127.0.0.1", "localhost", settings.bind_host)}

@@ -6,6 +6,7 @@ the container's settings nor its arguments show them.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import shutil
@@ -18,6 +19,15 @@ from airloom.settings import Settings, get_settings
 
 DAGS_REPO = "myairflow_dags"
 DAGS_CONNECTION = "airloom_dags"
+# To the exporter that reads statsd_mapping.yml, which needs pipelines and tasks as tags, and each figure once.
+STATISTICS = {
+    "AIRFLOW__METRICS__STATSD_ON": "True",
+    "AIRFLOW__METRICS__STATSD_HOST": "statsd-exporter",
+    "AIRFLOW__METRICS__STATSD_PORT": "9125",
+    "AIRFLOW__METRICS__STATSD_PREFIX": "airflow",
+    "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
+    "AIRFLOW__METRICS__LEGACY_NAMES_ON": "False",
+}
 MLFLOW_HOSTS = "mlflow,mlflow:5000,localhost,localhost:*,127.0.0.1,127.0.0.1:*"
 
 
@@ -41,16 +51,12 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
             "refresh_interval": 5,
         },
     }
-    environment = airflow_server.airflow_environment(settings)
+    environment = airflow_server.airflow_environment(settings, {"sql_alchemy_conn": postgres_url(settings, "airflow")})
     environment |= {
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": postgres_url(settings, "airflow"),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_api_url}/execution/",
         "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
-        "AIRFLOW__API__BASE_URL": settings.airflow_public_url or settings.airflow_api_url,
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
-        "AIRFLOW__METRICS__STATSD_ON": "True",
-        "AIRFLOW__METRICS__STATSD_HOST": "statsd-exporter",
-        "AIRFLOW__METRICS__STATSD_PORT": "9125",
+        **STATISTICS,
         f"AIRFLOW_CONN_{DAGS_CONNECTION.upper()}": json.dumps(
             {
                 "conn_type": "git",
@@ -61,6 +67,24 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         ),
     }
     return environment
+
+
+def neighbours(routes: str) -> list[str]:
+    """The networks that a container stands in, from its `/proc/net/route`, without the addresses of their gateways.
+
+    Those are the engine's: from them comes what reaches the container through a port of the host.
+    """
+
+    def address(text: str) -> int:
+        return int.from_bytes(bytes.fromhex(text), "little")
+
+    rows = [line.split() for line in routes.splitlines()[1:]]
+    gateways = [ipaddress.IPv4Network(address(row[2])) for row in rows if address(row[2])]
+    found = [ipaddress.IPv4Network((address(row[1]), address(row[7]).bit_count())) for row in rows if address(row[1])]
+    for gateway in gateways:
+        split = [list(net.address_exclude(gateway)) if gateway.subnet_of(net) else [net] for net in found]
+        found = sorted(part for parts in split for part in parts)
+    return [str(net) for net in found]
 
 
 def main() -> None:
@@ -89,20 +113,26 @@ def _airflow(name: str, *arguments: str) -> Callable[[list[str]], None]:
 
 
 def _init(_: list[str]) -> None:
-    """Databases, their users, and Airflow's tables."""
+    """PostgreSQL's databases with their users, and Airflow's tables."""
     import subprocess
 
     from airloom.embedded.airflow_server import ADMIN_USER, airflow_home
-    from airloom.stack.databases import ensure_mysql, ensure_postgres
+    from airloom.stack.databases import ensure_postgres
 
     settings = get_settings()
     ensure_postgres(settings)
-    ensure_mysql(settings)
     home = airflow_home(settings)
     (home / "plugins").mkdir(parents=True, exist_ok=True)
     _write_private(home / "passwords.json", json.dumps({ADMIN_USER: settings.secret("admin_password")}))
     environment = {**os.environ, **airflow_environment(settings)}
     subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=environment, cwd=home, check=True)
+
+
+def _mysql_users(_: list[str]) -> None:
+    """MySQL's databases with their users: GitBucket's own among them, which has to be there when it starts."""
+    from airloom.stack.databases import ensure_mysql
+
+    ensure_mysql(get_settings())
 
 
 def _mlflow(_: list[str]) -> None:
@@ -113,6 +143,10 @@ def _mlflow(_: list[str]) -> None:
     metrics = Path("/tmp/mlflow-metrics")  # noqa: S108 - the container's own
     shutil.rmtree(metrics, ignore_errors=True)
     metrics.mkdir(mode=0o700)
+    # Artifacts on their way through the server: /tmp is memory.
+    transit = settings.home_dir / "mlflow-transit"
+    shutil.rmtree(transit, ignore_errors=True)
+    transit.mkdir(parents=True, mode=0o700)
     command = list(service.command)
     for option, value in (
         ("--backend-store-uri", "env"),
@@ -126,13 +160,16 @@ def _mlflow(_: list[str]) -> None:
     index = command.index("--backend-store-uri")
     del command[index : index + 2]
     os.chdir("/tmp")  # noqa: S108
-    _become(command, {**service.env, "MLFLOW_BACKEND_STORE_URI": postgres_url(settings, "mlflow")})
+    database = postgres_url(settings, "mlflow")
+    _become(command, {**service.env, "MLFLOW_BACKEND_STORE_URI": database, "TMPDIR": str(transit)})
 
 
 def _gateway(_: list[str]) -> None:
     from airloom.embedded import gateway_server
 
-    service = gateway_server.service(get_settings())
+    settings = get_settings()
+    readers = [*settings.metrics_networks.split(), *neighbours(Path("/proc/net/route").read_text())]
+    service = gateway_server.service(settings.model_copy(update={"metrics_networks": " ".join(readers)}))
     service.cwd.mkdir(parents=True, exist_ok=True, mode=0o700)
     service.prepare()
     os.chdir(service.cwd)
@@ -154,7 +191,21 @@ def _provision(arguments: list[str]) -> None:
         sys.stdout.flush()
 
     settings = get_settings()
-    provision_stack(settings, show, before_airflow="--before-airflow" in arguments)
+    before_airflow, seed = "--before-airflow" in arguments, "--no-seed" not in arguments
+    provision_stack(settings, show, before_airflow=before_airflow, seed=seed)
+
+
+def _gc(arguments: list[str]) -> None:
+    """Workspaces lie in the volume of Airflow's containers; says as JSON what was freed."""
+    from airloom.errors import AirloomError
+    from airloom.flows.gc import collect
+    from airloom.hooks.connect import Hooks
+
+    try:
+        freed = collect(Hooks(get_settings()), keep_days=float(arguments[0]), dry_run="--dry-run" in arguments)
+    except AirloomError as error:
+        raise SystemExit(f"airloom: {error}") from error
+    sys.stdout.write(f"{freed.model_dump_json()}\n")
 
 
 def _add_repo(arguments: list[str]) -> None:
@@ -188,6 +239,7 @@ def _beats(arguments: list[str]) -> None:
 
 _PARTS: dict[str, Callable[[list[str]], None]] = {
     "init": _init,
+    "mysql-users": _mysql_users,
     "api-server": _airflow("api-server"),
     "scheduler": _airflow("scheduler", "--skip-serve-logs"),
     "dag-processor": _airflow("dag-processor"),
@@ -197,6 +249,7 @@ _PARTS: dict[str, Callable[[list[str]], None]] = {
     "forge": _forge,
     "provision": _provision,
     "add-repo": _add_repo,
+    "gc": _gc,
     "healthy": _healthy,
     "beats": _beats,
 }

@@ -10,6 +10,8 @@ from airloom.settings import Settings
 
 SOURCE_DATABASE = "source"
 OWN_DATABASE = "airloom"  # the prediction log and the ledger
+MYSQL = ("mysql", 3306)
+SOURCE_READER = "source_reader"  # of pipelines
 _WAIT_SECONDS = 120.0
 
 
@@ -43,19 +45,20 @@ def ensure_postgres(settings: Settings) -> None:
     connection.close()
 
 
-def ensure_mysql(settings: Settings) -> None:
-    """GitBucket's database, the source data's, Airloom's own, and the exporter's user.
+def ensure_mysql(settings: Settings, address: tuple[str, int] = MYSQL) -> None:
+    """GitBucket's database, the source data's with its owner and reader, Airloom's own, and the exporter's user.
 
     Raises:
         UnavailableError: MySQL does not answer.
     """
-    connection = mysql_root(settings)
+    connection = _mysql(settings, "root", "mysql_root_password", address)
     users = {
         "gitbucket": ("mysql_gitbucket_password", "ALL PRIVILEGES ON gitbucket.*"),
         "source": (
             "mysql_source_password",
             f"SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX ON {SOURCE_DATABASE}.*",
         ),
+        SOURCE_READER: ("mysql_source_reader_password", f"SELECT ON {SOURCE_DATABASE}.*"),
         "airloom": ("mysql_airloom_password", f"ALL PRIVILEGES ON {OWN_DATABASE}.*"),
         "exporter": ("mysql_exporter_password", "PROCESS, REPLICATION CLIENT, SELECT ON *.*"),
     }
@@ -69,15 +72,25 @@ def ensure_mysql(settings: Settings) -> None:
     connection.close()
 
 
-def mysql_root(settings: Settings) -> Any:
-    """A connection as MySQL's administrator, once it answers."""
+def source_owner(settings: Settings, address: tuple[str, int] = MYSQL) -> Any:
+    """A connection to the source data as its owner, once MySQL answers.
+
+    Raises:
+        UnavailableError: it does not.
+    """
+    return _mysql(settings, "source", "mysql_source_password", address, SOURCE_DATABASE)
+
+
+def _mysql(settings: Settings, user: str, secret: str, address: tuple[str, int], database: str | None = None) -> Any:
     import pymysql
 
     return _patient(
         lambda: pymysql.connect(
-            host="mysql",
-            user="root",
-            password=settings.secret("mysql_root_password"),
+            host=address[0],
+            port=address[1],
+            user=user,
+            password=settings.secret(secret),
+            database=database,
             connect_timeout=5,
             autocommit=True,
             charset="utf8mb4",

@@ -8,11 +8,15 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from airloom.errors import AirloomError
+from airloom.hooks.docker_engine import connect, connect_builder, engine_errors
+from airloom.hooks.docker_gpu import probe_gpus
 from airloom.settings import SECRET_NAMES, Settings
-from airloom.stack.compose import Compose
+from airloom.stack.compose import REGISTRY_URL, Compose, own_registry
 
 ENGINE_MINIMUM = (20, 10)
 COMPOSE_MINIMUM = (2, 24)
@@ -39,7 +43,16 @@ def check_machine(settings: Settings) -> list[Check]:
         config = compose.config()
     except AirloomError as error:
         return [*checks, Check("compose", False, error.message, "Compose, and files that it takes", error.hint or "")]
-    return [*checks, _compose_version(compose), *_values(config), *_ports(compose, config)]
+    return [
+        *checks,
+        *_owner(settings, int(compose.environment["AIRLOOM_UID"])),
+        _compose_version(compose),
+        *_values(config),
+        *_registry(settings),
+        *_builder(settings, compose),
+        *_mounts(settings, config),
+        *_ports(compose, config),
+    ]
 
 
 def _secrets(settings: Settings) -> Iterator[Check]:
@@ -58,17 +71,12 @@ def _secrets(settings: Settings) -> Iterator[Check]:
 
 
 def _engine(settings: Settings) -> Iterator[Check]:
-    import docker
-    from docker.errors import DockerException
-
     try:
-        client = docker.DockerClient(base_url=settings.docker_host) if settings.docker_host else docker.from_env()
-        with closing(client):
-            info: dict[str, Any] = client.info()
-    except DockerException as error:
-        yield Check(
-            "engine", False, str(error)[:200], "an engine that answers", "start Docker; see AIRLOOM_DOCKER_HOST"
-        )
+        with closing(connect(settings)) as api, engine_errors():
+            info: dict[str, Any] = api.info()
+    except AirloomError as error:
+        advice = "start Docker; see AIRLOOM_DOCKER_HOST"
+        yield Check("engine", False, error.message[:200], "an engine that answers", advice)
         return
     version = str(info["ServerVersion"])
     yield Check(
@@ -89,18 +97,20 @@ def _engine(settings: Settings) -> Iterator[Check]:
         )
     except OSError:  # a remote engine
         yield Check("disk", True, f"not known: {root} is not on this machine", f">= {DISK_MINIMUM_GIB} GiB")
-    runtimes = info.get("Runtimes") or {}
-    yield from _gpu(settings, runtimes)
+    yield from _gpu(settings)
 
 
-def _gpu(settings: Settings, runtimes: dict[str, Any]) -> Iterator[Check]:
+def _gpu(settings: Settings) -> Iterator[Check]:
+    """Whether the engine starts a container with GPUs: its API does not tell otherwise."""
     try:
-        wanted = "dcgm-exporter" in Compose(settings).config()["services"]
+        if "dcgm-exporter" not in Compose(settings).config()["services"]:
+            return
+        with closing(connect(settings)) as api, engine_errors():
+            refusal = probe_gpus(api, "nvidia")
     except AirloomError:
-        return  # said of Compose itself
-    if wanted:
-        advice = "install nvidia-container-toolkit, or take gpu out of COMPOSE_PROFILES"
-        yield Check("GPU runtime", "nvidia" in runtimes, ", ".join(runtimes) or "none", "nvidia", advice)
+        return  # said of Compose or of the engine itself
+    advice = f"{refusal.hint}; or take gpu out of COMPOSE_PROFILES" if refusal else ""
+    yield Check("GPUs", refusal is None, refusal.message if refusal else "a container starts with them", "GPUs", advice)
 
 
 def _compose_version(compose: Compose) -> Check:
@@ -124,8 +134,80 @@ def _values(config: dict[str, Any]) -> Iterator[Check]:
         yield Check("address", True, f"listens on {', '.join(sorted(open_ports))}", "on purpose, behind a firewall")
 
 
+def _registry(settings: Settings) -> Iterator[Check]:
+    """Whether the stack's containers can ask the registry that the engine pushes to."""
+    if not settings.registry:
+        return
+    own = settings.registry in own_registry(settings)
+    asked = settings.registry_url or (REGISTRY_URL if own else settings.registry)
+    name = urlsplit(asked if "://" in asked else f"//{asked}").hostname or ""
+    reached = name != "localhost" and not name.startswith("127.")
+    advice = f"{name} leads nowhere from a container: give AIRLOOM_REGISTRY_URL an address that does"
+    yield Check("registry", reached, asked, "an address that containers reach", advice)
+    if own:
+        user = settings.registry_user or "nobody"
+        advice = "the stack's own registry takes no one without a login: AIRLOOM_REGISTRY_USER=airloom"
+        yield Check("registry's user", bool(settings.registry_user), user, "one", advice)
+
+
+def _builder(settings: Settings, compose: Compose) -> Iterator[Check]:
+    """Another engine that builds: there has to be a registry between the two, and it has to answer."""
+    if compose.builds_beside:
+        advice = "name one: AIRLOOM_REGISTRY=127.0.0.1:5050 and AIRLOOM_REGISTRY_USER=airloom are the stack's own"
+        found = settings.registry or "no registry"
+        yield Check("builder", bool(settings.registry), found, "a registry, by which images get to the engine", advice)
+    elif settings.build_host:
+        needed = "an engine that answers, this machine and the stack's containers"
+        address = urlsplit(settings.build_host)
+        if address.scheme == "unix" or address.hostname == "localhost" or (address.hostname or "").startswith("127."):
+            advice = "containers find nothing there: name an address such as tcp://build.example:2376"
+            yield Check("builder", False, settings.build_host, needed, advice)
+            return
+        try:
+            with closing(connect_builder(settings)) as api, engine_errors(builds=True):
+                info: dict[str, Any] = api.info()
+        except AirloomError as error:
+            yield Check("builder", False, error.message[:200], needed, error.hint or "see AIRLOOM_BUILD_HOST")
+            return
+        rootless = any("name=rootless" in option for option in info.get("SecurityOptions") or ())
+        yield Check("builder", True, f"{info['ServerVersion']}{', rootless' if rootless else ''}", needed)
+
+
+def _owner(settings: Settings, user_id: int) -> Iterator[Check]:
+    """Airloom's own containers run as the secrets' owner; a rootless engine's root is that user."""
+    if not user_id:
+        yield Check("containers' user", True, "root", "somebody else, unless the engine is rootless")
+    owners = {path.stat().st_uid for name in SECRET_NAMES if (path := settings.secrets_dir / name).is_file()}
+    if user_id and owners - {user_id}:
+        found = f"user {', '.join(map(str, sorted(owners)))}"
+        advice = f"run it as that user, or: chown -R {user_id} {settings.secrets_dir}"
+        yield Check("secrets' owner", False, found, f"user {user_id}, whom the containers run as", advice)
+
+
+def _mounts(settings: Settings, config: dict[str, Any]) -> Iterator[Check]:
+    """What services read of the project's folder: each runs as a user of its own."""
+    project, home = settings.project, settings.home_dir.resolve()
+    mounts = {
+        Path(v["source"]) for s in config["services"].values() for v in s.get("volumes", []) if v["type"] == "bind"
+    }
+    closed = [
+        path
+        for mount in sorted(mounts)
+        if mount.is_relative_to(project) and not mount.is_relative_to(home) and mount.exists()
+        for path in [mount, *mount.rglob("*")]
+        if path.stat().st_mode & (0o005 if path.is_dir() else 0o004) != (0o005 if path.is_dir() else 0o004)
+    ]
+    if closed:
+        found = f"{closed[0].relative_to(project)} and {len(closed) - 1} more are closed to other users"
+        yield Check("mounted files", False, found, "readable by all", "chmod -R o+rX monitoring images")
+
+
 def _ports(compose: Compose, config: dict[str, Any]) -> Iterator[Check]:
-    running = {state["Service"] for state in compose.states() if state["State"] == "running"}
+    try:
+        states = compose.states()
+    except AirloomError:  # no engine, which is said above: nothing of the stack runs
+        states = []
+    running = {state["Service"] for state in states if state["State"] == "running"}
     wanted = {
         (port["host_ip"], int(port["published"])): name
         for name, service in config["services"].items()

@@ -33,8 +33,18 @@ def ensure_git_users(settings: Settings, *, timeout_seconds: float = 15.0) -> st
             except requests.RequestException as error:
                 raise UnavailableError(f"the git server at {settings.git_base_url} does not answer: {error}") from error
 
+        def let_in(auth: tuple[str, str]) -> bool:
+            answer = call("GET", "user", auth)
+            if answer.status_code not in {200, 401, 403}:  # neither let in nor refused: nothing is known
+                raise ServiceError(
+                    f"the git server at {settings.git_base_url} cannot say who {auth[0]!r} is: "
+                    f"{answer.status_code} {answer.text[:300]}",
+                    hint="see: airloom logs gitbucket",
+                )
+            return answer.status_code == 200
+
         made = False
-        if call("GET", "user", own).status_code in {401, 403}:
+        if not let_in(own):
             answer = call(
                 "POST",
                 "admin/users",
@@ -53,7 +63,7 @@ def ensure_git_users(settings: Settings, *, timeout_seconds: float = 15.0) -> st
             if not answer.ok:
                 raise ServiceError(f"the user {own[0]!r} could not be made: {answer.status_code} {answer.text[:300]}")
             made = True
-        if call("GET", "user", _FIRST_USER).status_code == 200:
+        if let_in(_FIRST_USER):
             answer = call("PUT", "users/root/suspended", own)
             if not answer.ok:
                 raise ServiceError(f"root/root could not be closed: {answer.status_code} {answer.text[:300]}")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 from airloom.hooks.connect import Hooks
 from airloom.settings import Settings
-from airloom.stack.container import DAGS_REPO
+
+SOURCE_CONNECTION = "airloom_source"
 
 OnProgress = Callable[[str, str], None]
 
 
-def provision_stack(settings: Settings, on_progress: OnProgress, *, before_airflow: bool = False) -> None:
+def provision_stack(
+    settings: Settings, on_progress: OnProgress, *, before_airflow: bool = False, seed: bool = True
+) -> None:
     """Make what a fresh stack lacks; a second call changes nothing.
 
     Args:
-        before_airflow: only what Airflow's containers need to start: GitBucket's users and the DAGs' repo.
+        before_airflow: only what is needed before Airflow's containers: GitBucket's users.
+        seed: whether to write the demo's raw data.
 
     Raises:
         ServiceError: a service refused or did not answer. What was done stays; run it again.
@@ -25,22 +28,39 @@ def provision_stack(settings: Settings, on_progress: OnProgress, *, before_airfl
     from airloom.embedded.provision import provision
     from airloom.stack.git_users import ensure_git_users
 
-    hooks = Hooks(settings)
     if before_airflow:
         on_progress("git users", f"done: {ensure_git_users(settings)}")
-        on_progress("DAGs", f"done: {DAGS_REPO}" + (" pushed for the first time" if ensure_dags(hooks) else ""))
         return
-    provision(hooks, on_progress)
+    hooks = Hooks(settings)
+    provision(hooks, on_progress, seed=seed)
+    _source_tables(settings, on_progress)
+    hooks.airflow.ensure_connection(SOURCE_CONNECTION, source_connection(settings))
 
 
-def ensure_dags(hooks: Hooks) -> bool:
-    """The repo that Airflow takes its DAGs from, with dags/ as its first commit; whether that was pushed now."""
-    import shutil
+def _source_tables(settings: Settings, on_progress: OnProgress) -> None:
+    from airloom.stack.databases import source_owner
+    from airloom.stack.source_tables import ensure_source_tables
 
-    from airloom.embedded.provision import push_template
+    step = "source tables"
+    if not settings.seed_source:
+        on_progress(step, "done: none wanted")
+        return
+    on_progress(step, "working")
+    with source_owner(settings) as connection:
+        said = ensure_source_tables(connection, lambda table, rows: on_progress(step, f"{table}: {rows:,} rows"))
+    on_progress(step, f"done: {said}")
 
-    hooks.gitbucket.ensure_repo(DAGS_REPO, "DAGs and their configurations")
-    with tempfile.TemporaryDirectory(prefix="airloom-dags-") as temporary:
-        folder = Path(temporary) / "dags"
-        shutil.copytree(hooks.settings.project / "dags", folder, ignore=shutil.ignore_patterns("__pycache__"))
-        return push_template(hooks, DAGS_REPO, Path(temporary))
+
+def source_connection(settings: Settings) -> dict[str, Any]:
+    """Airflow's connection to the source database, with the right to read alone."""
+    from airloom.stack.databases import MYSQL, SOURCE_DATABASE, SOURCE_READER
+
+    return {
+        "conn_type": "mysql",
+        "host": MYSQL[0],
+        "port": MYSQL[1],
+        "schema": SOURCE_DATABASE,
+        "login": SOURCE_READER,
+        "password": settings.secret("mysql_source_reader_password"),
+        "description": "Source tables, to be read",
+    }

@@ -47,6 +47,8 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
+    if os.getuid() == 0:  # whoever the secrets belong to, services run as that user
+        os.chown(temporary, path.parent.stat().st_uid, path.parent.stat().st_gid)
     # Into the same file where there is one: a container that runs has it mounted.
     if path.exists():
         path.write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import logging
 import secrets
@@ -95,7 +96,7 @@ class Forge:
 
     def _build_app(self, settings: Settings) -> ASGIApp:
         api = Api(self.repositories, self.state, self._shapes)
-        pages = Pages(self.repositories, self.state)
+        pages = Pages(self.repositories, self.state, functools.partial(builder.build_log, settings))
         git_path = "/{owner}/{repo}.git/{rest:path}"
         routes = [
             Route("/health", lambda request: PlainTextResponse("ok\n")),

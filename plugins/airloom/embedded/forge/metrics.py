@@ -52,6 +52,7 @@ class Metrics:
         # Counters begin with 0: one that first appears as 1 has not increased in Prometheus' eyes.
         for counter, outcomes in (
             (self.deliveries, ("delivered", "retried", "failed")),
+            (self.events, ("accepted", "ignored", "unsigned", "forged", "malformed")),
             (self.builds, ("success", "failure")),
         ):
             for outcome in outcomes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from airloom.errors import NotFoundError
 
 _COMMITS_SHOWN = 30
 _TAGS_SHOWN = 100
+_LOG_BYTES = 256 * 1024
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -32,9 +34,10 @@ _HEADERS = {
 class Pages:
     """Handlers and their routes; everything that comes from a repository is escaped."""
 
-    def __init__(self, repositories: Repositories, state: State) -> None:
+    def __init__(self, repositories: Repositories, state: State, build_log: Callable[[str, str], Path]) -> None:
         self._repositories = repositories
         self._state = state
+        self._build_log = build_log
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
             autoescape=True,
@@ -51,6 +54,7 @@ class Pages:
             ("/", self._index),
             ("/{owner}/{repo}", self._repository),
             ("/{owner}/{repo}/commit/{sha}", self._commit),
+            ("/{owner}/{repo}/builds/{sha}", self._build),
             ("/{owner}/{repo}/commits/{ref:path}", self._commits),
             ("/{owner}/{repo}/tree/{tag:path}", self._tree),
             ("/{owner}/{repo}/releases", self._releases),
@@ -116,6 +120,19 @@ class Pages:
             commit=commit,
             statuses=self._state.statuses(repository.full_name, sha),
             tags=[tag for tag in repository.tags(limit=_TAGS_SHOWN) if tag.commit == sha],
+        )
+
+    def _build(self, request: Request) -> str:
+        repository = self._found(request)
+        sha = self._sha(repository, request.path_params["sha"])
+        try:
+            with self._build_log(repository.name, sha).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+                log = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no log of a build of {repository.full_name}@{sha[:8]}") from None
+        return self._render(
+            "build.html", title=f"Build of {repository.full_name}@{sha[:8]}", repository=repository, sha=sha, log=log
         )
 
     def _tree(self, request: Request) -> str:
