@@ -9,12 +9,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airloom.contract import Stage, StageRequest
 from airloom.errors import ConfigError, ConflictError
 from airloom.flows.reap import reap
+from airloom.hooks.docker_engine import container_facts
 from airloom.hooks.docker_gpu import probe_gpus
 from airloom.hooks.docker_runner import DockerRunner
 from airloom.hooks.runner import ExitReason, StageJob
@@ -92,6 +94,22 @@ def test_memory_limit(bench: Bench) -> None:
     job_exit = bench.runner.wait(handle, lambda line: None, lambda: False)
     assert job_exit.reason is ExitReason.MEMORY_LIMIT
     assert job_exit.peak_memory_bytes == 100 * 2**20
+
+
+def test_memory_limit_of_which_the_engine_has_not_heard(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word of the kill and of the container's end reach it apart, the kill's sometimes too late."""
+
+    def deaf(api: Any, container: str) -> dict[str, Any] | None:
+        facts = container_facts(api, container)
+        if facts is not None:
+            facts["State"]["OOMKilled"] = False
+        return facts
+
+    monkeypatch.setattr("airloom.hooks.docker_container.container_facts", deaf)
+    handle = bench.runner.start(bench.job("memory", memory_bytes=100 * 2**20))
+    job_exit = bench.runner.wait(handle, lambda line: None, lambda: False)
+    assert job_exit.reason is ExitReason.MEMORY_LIMIT, job_exit
+    assert job_exit.peak_memory_bytes >= 90 * 2**20
 
 
 def test_shared_memory_and_tmp_are_as_large_as_the_job_says(bench: Bench) -> None:

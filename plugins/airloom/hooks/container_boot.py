@@ -22,6 +22,7 @@ from types import FrameType
 WORK = "/airloom/work"
 CACHE = "/airloom-cache/"
 DAMAGED_CODE = 75  # EX_TEMPFAIL: the next try may do better
+OOM_FILES = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
 PEAK_FILES = ("/sys/fs/cgroup/memory/memory.max_usage_in_bytes", "/sys/fs/cgroup/memory.peak")
 
 
@@ -34,6 +35,21 @@ def peak_memory_bytes() -> int:
         except (OSError, ValueError):
             continue
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def oom_kills() -> int:
+    """How many processes of the container the kernel has ended for want of memory; 0 where it doesn't count them.
+
+    The engine hears of them apart from the container's end, and where it hears that first, it never says so.
+    """
+    for name in OOM_FILES:
+        try:
+            with open(name, encoding="ascii") as file:  # noqa: PTH123
+                counts = dict(line.split() for line in file)
+            return int(counts["oom_kill"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return 0
 
 
 def damaged(folder: str) -> list[str]:
@@ -97,6 +113,7 @@ def main(timeout_seconds: float, grace_seconds: float, command: list[str]) -> in
             "code": code,
             "cpu_seconds": used.ru_utime + used.ru_stime,
             "peak_memory_bytes": peak_memory_bytes(),
+            "oom_kills": oom_kills(),
         }
     )
     return code if code >= 0 else 128 - code

@@ -39,6 +39,7 @@ WORKSPACE_LABEL = "airloom.workspace"
 _IMAGE_LABEL = "airloom.image"  # of the volume, for who finds it without its container
 _SIGNAL_BASE = 128
 _LOST_CODE = 255  # what the engine says of containers that it lost sight of
+_AT_THE_LIMIT = 0.9  # what is refused may be a large page
 _REMOVAL_SECONDS = 20.0
 _GPU_KEY = "resources.gpus"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
@@ -304,6 +305,8 @@ def _exit_of(facts: dict[str, Any], noted: dict[str, Any] | None, stopped: bool)
     """From what the engine and the container's first program say; never from the log."""
     used = {name: noted[name] for name in ("cpu_seconds", "peak_memory_bytes")} if noted else {}
     found = engine_exit(facts, stopped=stopped)
+    if found is None and noted is not None and _met_its_limit(facts, noted):
+        found = JobExit(ExitReason.MEMORY_LIMIT, seconds=seconds_of(facts))
     if found is not None:
         peak_memory_bytes = found.peak_memory_bytes or used.get("peak_memory_bytes", 0)
         return replace(found, **{**used, "peak_memory_bytes": peak_memory_bytes})
@@ -317,6 +320,12 @@ def _exit_of(facts: dict[str, Any], noted: dict[str, Any] | None, stopped: bool)
     if noted["code"] < 0:
         return JobExit(ExitReason.SIGNALLED, signal=-noted["code"], seconds=seconds, **used)
     return JobExit(ExitReason.EXITED, exit_code=noted["code"], seconds=seconds, **used)
+
+
+def _met_its_limit(facts: dict[str, Any], noted: dict[str, Any]) -> bool:
+    """Whether the kernel ended a process for the container's limit, and not because the machine had no memory left."""
+    limit_bytes = int(facts["HostConfig"]["Memory"])
+    return bool(noted.get("oom_kills") and limit_bytes and noted["peak_memory_bytes"] >= _AT_THE_LIMIT * limit_bytes)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
