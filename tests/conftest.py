@@ -14,6 +14,7 @@ from airloom.settings import SECRET_NAMES, Settings
 from tests.fixtures.services import free_port, free_range
 
 ROOT = Path(__file__).parent.parent
+E2E_SECONDS = 1800
 # Each is known to pytest once, so that what lasts a session is started once.
 pytest_plugins = [
     f"tests.fixtures.{name}"
@@ -47,6 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kind = item.path.relative_to(ROOT / "tests").parts[0]
         if kind in {"unit", "integration", "e2e", "docker"}:
             item.add_marker(kind)
+        if kind == "e2e" and item.get_closest_marker("timeout") is None:
+            # The first one starts the platform as well; and whole runs are slow where others use the machine.
+            item.add_marker(pytest.mark.timeout(E2E_SECONDS))
 
 
 def make_settings(folder: Path, **overrides: object) -> Settings:

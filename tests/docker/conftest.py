@@ -13,7 +13,7 @@ def _why_not() -> str | None:
     from docker.errors import DockerException
 
     try:
-        client = docker.from_env(timeout=20)
+        client = docker.from_env(timeout=120)
         client.ping()
     except DockerException as error:
         return f"no Docker engine answers: {error}"

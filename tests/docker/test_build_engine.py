@@ -148,9 +148,11 @@ def test_an_engine_that_is_away_is_said_on_the_commit_and_the_next_push_works(
 ) -> None:
     commit = bench.commit(GOOD)
     builder.stop()
-    with pytest.raises(UnavailableError, match="the Docker engine that builds does not answer") as caught:
-        bench.build(asked_by="push")
-    builder.start()
+    try:
+        with pytest.raises(UnavailableError, match="the Docker engine that builds does not answer") as caught:
+            bench.build(asked_by="push")
+    finally:
+        builder.start()
     assert caught.value.hint == "does it run? see AIRLOOM_BUILD_HOST"
     state, description = bench.statuses[-1]
     assert state == "error"

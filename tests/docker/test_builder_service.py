@@ -20,6 +20,7 @@ from airloom.stack import doctor
 from airloom.stack.compose import Compose
 from airloom.stack.secret_files import write_secret_files
 from tests.conftest import ROOT, make_settings
+from tests.fixtures.rootless_engine import no_network
 from tests.fixtures.services import free_port
 
 NAME = f"airloom-builder-test-{os.getpid()}"
@@ -33,6 +34,11 @@ def docker(*arguments: str) -> str:
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     """The stack, of which builder and registry run."""
+    reason = no_network()
+    if reason:
+        if os.environ.get("AIRLOOM_REQUIRE_DOCKER") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
     port = free_port()
     settings = make_settings(
         tmp_path_factory.mktemp("home"),
@@ -56,7 +62,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         subprocess.run(["bash", "images/standin/build.sh"], cwd=ROOT, capture_output=True, check=True)
         found = Compose(settings)
         try:
-            found.run("up", "--detach", "--wait", "--wait-timeout", "120", "builder", "registry")
+            found.run("up", "--detach", "--wait", "--wait-timeout", "400", "builder", "registry")
             yield found
         finally:
             found.run("--profile", "*", "down", "--volumes", "--remove-orphans")

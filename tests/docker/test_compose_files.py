@@ -183,7 +183,7 @@ def test_gitbucket_is_healthy_when_its_page_answers(compose: list[str], status: 
         if status is None:
             server.shutdown()
             server.server_close()
-        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=120, check=False)
         server.shutdown()
     assert (done.returncode == 0) is healthy, done.stderr
 

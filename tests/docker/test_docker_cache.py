@@ -115,7 +115,7 @@ class Bench:
         ).write(workspace / "request.json")  # fmt: skip
         return StageJob(
             pipeline="digits", run_id="run", stage=Stage.TRAIN, key="key", workspace=workspace, checkout=workspace,
-            image=self.image, memory_bytes=2**28, timeout_seconds=60.0,
+            image=self.image, memory_bytes=2**28, timeout_seconds=600.0,
             objects={"dataset": {name: md5_of(content) for name, content in files.items()}},
         )  # fmt: skip
 
@@ -229,7 +229,7 @@ else:
     docker_cache._index = lambda batch, hashes: stuck()
 DockerRunner(settings).start(StageJob(
     pipeline="digits", run_id="run", stage=Stage.TRAIN, key="key", workspace=workspace, checkout=workspace,
-    image=image, memory_bytes=2**28, timeout_seconds=60.0, objects=objects))
+    image=image, memory_bytes=2**28, timeout_seconds=600.0, objects=objects))
 """
 
 
@@ -248,7 +248,7 @@ def test_killed_while_it_is_sent(bench: Bench, where: str) -> None:
     assert sender.stdout.readline() == "stuck\n"
     sender.kill()
     sender.wait()
-    assert len(bench.things()[0]) == 2  # the stage's container, and the one that takes the files
+    assert len(bench.things()[0]) == 2, bench.things()  # the stage's container, and the one that takes the files
     bench.read(job)
     assert len(bench.sent) == 2
     assert bench.things() == ([], [bench.volume])
@@ -266,7 +266,7 @@ def test_two_machines_at_once_don_t_touch_each_other_s(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both send all of it, each to a place of its own."""
-    both, send = threading.Barrier(2, timeout=60), CacheVolume._send
+    both, send = threading.Barrier(2, timeout=300), CacheVolume._send
 
     def at_once(*arguments: Any) -> dict[str, str]:
         both.wait()
@@ -361,7 +361,7 @@ def test_clean_leaves_nothing_on_the_engine(bench: Bench) -> None:
     start = "import sys; from airloom.cli.main import main; sys.argv[0] = 'airloom'; main()"
     done = subprocess.run(
         [sys.executable, "-c", start, "clean", "--yes"],
-        env=base_environment(settings), capture_output=True, text=True, check=False, timeout=120,
+        env=base_environment(settings), capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert bench.things() == ([], [])

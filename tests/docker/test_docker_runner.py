@@ -33,7 +33,7 @@ class Bench:
 
     def job(self, do: str, *, params: dict[str, object] | None = None, **changes: object) -> StageJob:
         outputs = {"dataset": self.workspace / "outputs" / "dataset"}
-        values: dict[str, object] = {"memory_bytes": 2**28, "timeout_seconds": 60.0, **changes}
+        values: dict[str, object] = {"memory_bytes": 2**28, "timeout_seconds": 600.0, **changes}
         job = StageJob(
             pipeline="digits", run_id="run-1", stage=Stage.PREPROCESS, key="key", workspace=self.workspace,
             checkout=self.workspace, image=self.image, environment={"SECRET": "do-not-tell"}, **values,  # type: ignore[arg-type]
@@ -85,15 +85,16 @@ def test_gpus_that_the_engine_cannot_give(bench: Bench) -> None:
 @pytest.mark.parametrize(("do", "code"), [("bad_data", 65), ("fault", 1)])
 def test_exit_codes(bench: Bench, do: str, code: int) -> None:
     job_exit = bench.runner.wait(bench.runner.start(bench.job(do)), lambda line: None, lambda: False)
-    assert (job_exit.reason, job_exit.exit_code) == (ExitReason.EXITED, code)
+    assert (job_exit.reason, job_exit.exit_code) == (ExitReason.EXITED, code), job_exit
     assert json.loads((bench.workspace / "result.json").read_text())["status"] == "failed"
 
 
 def test_memory_limit(bench: Bench) -> None:
     handle = bench.runner.start(bench.job("memory", memory_bytes=100 * 2**20))
     job_exit = bench.runner.wait(handle, lambda line: None, lambda: False)
-    assert job_exit.reason is ExitReason.MEMORY_LIMIT
-    assert job_exit.peak_memory_bytes == 100 * 2**20
+    assert job_exit.reason is ExitReason.MEMORY_LIMIT, job_exit
+    # The limit itself where the engine has heard of the kill in time, else what the container has noted.
+    assert 90 * 2**20 <= job_exit.peak_memory_bytes <= 100 * 2**20
 
 
 def test_memory_limit_of_which_the_engine_has_not_heard(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +110,7 @@ def test_memory_limit_of_which_the_engine_has_not_heard(bench: Bench, monkeypatc
     handle = bench.runner.start(bench.job("memory", memory_bytes=100 * 2**20))
     job_exit = bench.runner.wait(handle, lambda line: None, lambda: False)
     assert job_exit.reason is ExitReason.MEMORY_LIMIT, job_exit
-    assert job_exit.peak_memory_bytes >= 90 * 2**20
+    assert 90 * 2**20 <= job_exit.peak_memory_bytes <= 100 * 2**20
 
 
 def test_shared_memory_and_tmp_are_as_large_as_the_job_says(bench: Bench) -> None:
@@ -126,7 +127,8 @@ def test_shared_memory_and_tmp_are_as_large_as_the_job_says(bench: Bench) -> Non
 
 def test_timeout(bench: Bench) -> None:
     handle = bench.runner.start(bench.job("sleep", timeout_seconds=1.0, grace_seconds=1.0))
-    assert bench.runner.wait(handle, lambda line: None, lambda: False).reason is ExitReason.TIMEOUT
+    job_exit = bench.runner.wait(handle, lambda line: None, lambda: False)
+    assert job_exit.reason is ExitReason.TIMEOUT, job_exit
 
 
 def test_adopted_stopped_and_without_secrets(bench: Bench) -> None:
@@ -161,7 +163,7 @@ def test_killed_from_outside_is_told_from_an_exit(bench: Bench) -> None:
     handle = bench.runner.start(bench.job("sleep"))
     bench.runner._api.kill(handle.id)
     job_exit = bench.runner.wait(handle, lambda line: None, lambda: False)
-    assert (job_exit.reason, job_exit.signal) == (ExitReason.SIGNALLED, 9)
+    assert (job_exit.reason, job_exit.signal) == (ExitReason.SIGNALLED, 9), job_exit
 
 
 WAITER = """
@@ -199,7 +201,7 @@ def test_killed_worker_leaves_a_container_that_the_next_one_adopts(bench: Bench)
     go = bench.runner._api.exec_create(handle.id, ["touch", "/tmp/go"])
     bench.runner._api.exec_start(go["Id"])
     job_exit = bench.runner.wait(handle, rest.append, lambda: False)
-    assert (job_exit.reason, job_exit.exit_code) == (ExitReason.EXITED, 0)
+    assert (job_exit.reason, job_exit.exit_code) == (ExitReason.EXITED, 0), job_exit
     lines = (bench.workspace / "log.txt").read_text().splitlines()
     assert lines == [f"line {number}" for number in range(30)]
     assert seen == lines[:3]

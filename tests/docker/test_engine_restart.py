@@ -20,6 +20,7 @@ from airloom.hooks.docker_runner import DockerRunner
 from airloom.hooks.runner import ExitReason
 from tests.conftest import make_settings
 from tests.fixtures.own_engine import _IN_OWN_NETWORK, Engine, job_of, own_engine
+from tests.fixtures.stage_repo import wait_until
 
 PR_SET_CHILD_SUBREAPER = 36
 LINES = 30
@@ -37,7 +38,7 @@ def own_containerd(folder: Path) -> Iterator[Path]:
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not address.exists():
             assert process.poll() is None, log.read_text()[-2000:]
             assert time.monotonic() < deadline, log.read_text()[-2000:]
@@ -45,7 +46,7 @@ def own_containerd(folder: Path) -> Iterator[Path]:
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
         shutil.rmtree(sockets, ignore_errors=True)
 
 
@@ -66,7 +67,7 @@ def kill(engine: Engine) -> None:
     note = engine._sockets / "containerd" / "containerd.pid"
     containerd = int(note.read_text()) if note.exists() else None
     engine._process.kill()
-    engine._process.wait(20)
+    engine._process.wait(60)
     if containerd is not None:
         assert os.waitpid(containerd, 0)[1] == signal.SIGKILL
 
@@ -80,12 +81,22 @@ def shims(folder: Path) -> list[str]:
     return [line for line in found if "containerd-shim" in line and str(folder) in line]
 
 
+def wait_for_no_shim(folder: Path) -> None:
+    """A shim ends a moment after its container is gone."""
+    wait_until(lambda: not shims(folder), f"the end of the shims of {folder}")
+
+
 def outlives(
-    engine: Engine, tmp_path: Path, image: str, end: Callable[[], None], *, pause: float = 0.2
+    engine: Engine, tmp_path: Path, image: str, end: Callable[[], None], *, endless: bool = False
 ) -> tuple[ExitReason, list[str]]:
-    """Run a stage whose engine ends in between and is started again; how its first container ended, and all lines."""
+    """Run a stage whose engine ends in between and is started again; how its first container ended, and all lines.
+
+    Args:
+        endless: whether that container does not come to an end of its own.
+    """
     settings = make_settings(tmp_path / "home", docker_host=engine.host)
-    runner, job = DockerRunner(settings, poll_seconds=0.05), job_of(settings, image, lines=LINES, pause=pause)
+    job = job_of(settings, image, lines=LINES, hold=LINES // 2 if endless else None)
+    runner = DockerRunner(settings, poll_seconds=0.05)
     first, lines = runner.start(job), []
 
     def on_log(line: str) -> None:
@@ -149,16 +160,15 @@ def test_stage_outlives_a_killed_engine_or_is_run_again(
         if not containerd_lives:
             with own_engine(tmp_path, stage_image, *options) as engine:
                 found, lines = outlives(engine, tmp_path, stage_image, lambda: kill(engine))
-                left = shims(engine._sockets)
+                wait_for_no_shim(engine._sockets)
         else:
             with (
                 own_containerd(tmp_path) as address,
                 own_engine(tmp_path, stage_image, "--containerd", str(address), *options) as engine,
             ):
                 # Where the engine ends it, it must not have come to its own end before.
-                pause = 2.0 if how is ExitReason.SIGNALLED else 0.2
-                found, lines = outlives(engine, tmp_path, stage_image, lambda: kill(engine), pause=pause)
-                left = shims(address.parent)
+                endless = how is ExitReason.SIGNALLED
+                found, lines = outlives(engine, tmp_path, stage_image, lambda: kill(engine), endless=endless)
+                wait_for_no_shim(address.parent)
     assert found is how
     assert lines == [f"line {number}" for number in range(LINES)], "none is lost, none comes twice"
-    assert left == []

@@ -107,11 +107,11 @@ def test_what_is_wrong_is_said(here: Settings, checkout: Path, file: str, conten
 def test_a_command_runs_in_an_image(here: Settings, checkout: Path) -> None:
     (checkout / "say.py").write_text("import os; print(os.getuid(), os.listdir('.')); raise SystemExit(3)\n")
     builder = ImageBuilder(here)
-    code, output = builder.run(BASE, checkout, ["python3", "say.py"], limit_seconds=60)
+    code, output = builder.run(BASE, checkout, ["python3", "say.py"], limit_seconds=300)
     assert code == 3
     assert output.startswith("10001 ")
     assert "stages.yaml" in output
-    (checkout / "say.py").write_text("import time; time.sleep(60)\n")
+    (checkout / "say.py").write_text("import time; time.sleep(600)\n")
     assert builder.run(BASE, checkout, ["python3", "say.py"], limit_seconds=1)[0] is None
 
 

@@ -74,7 +74,7 @@ class Remote:
         known = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
         done = self.engine.inside(
             sys.executable, "-c", PREPARE + script, self.image,
-            input=settings, cwd=ROOT, env={**known, "DOCKER_HOST": ADDRESS, **variables}, timeout=90,
+            input=settings, cwd=ROOT, env={**known, "DOCKER_HOST": ADDRESS, **variables}, timeout=400,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -6,14 +6,13 @@ import html
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
@@ -35,6 +34,8 @@ from airloom.settings import Settings
 from airloom.stack.compose import compose_command
 from tests.fixtures.browser import browser
 from tests.fixtures.git import StageRepoFixture, git
+from tests.fixtures.services import free_port
+from tests.fixtures.stage_repo import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = (
@@ -45,7 +46,7 @@ PLATFORM = "airloom/platform:0.1.0"
 UID = os.getuid() or 12345
 AIRLOOM = (sys.executable, "-c", "import sys; from airloom.cli.main import main; sys.argv[0] = 'airloom'; main()")
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(2700)
 
 
 class Stack:
@@ -59,9 +60,8 @@ class Stack:
             for line in (ROOT / "tests" / "standin.env").read_text().splitlines()
             if line and not line.startswith("#")
         )
-        with ExitStack() as held:
-            sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
-            self.ports = {name: found.getsockname()[1] for name, found in zip(PORTS, sockets, strict=True)}
+        # None that the kernel may give to somebody before the stack has started.
+        self.ports = {name: free_port() for name in PORTS}
         self.environment = {
             **os.environ,
             **chosen,
@@ -96,14 +96,15 @@ class Stack:
     def watched(self) -> Iterator[list[str]]:
         """What images containers of stages and releases are made of meanwhile, as they were named."""
         made: list[str] = []
-        shown = ["--filter", "event=create", "--format", "{{.Actor.Attributes.image}}"]
+        # From now on, however long the client takes to start.
+        shown = ["--filter", "event=create", "--format", "{{.Actor.Attributes.image}}", "--since", f"{time.time():f}"]
         command = ["docker", "events", "--filter", f"label=airloom.instance={self.name}", *shown]
         with subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True) as events:
             thread = Thread(target=lambda: made.extend(line.strip() for line in events.stdout or ()), daemon=True)
             thread.start()
             yield made
             events.terminate()
-            thread.join(20)
+            thread.join(60)
 
     def id_of(self, image: str) -> str:
         """Empty where the engine has none."""
@@ -130,7 +131,7 @@ class Stack:
         return self.run(["docker", kind, "ls", "-q", *everything, "--filter", label]).stdout.split()
 
     def page(self, port: str, path: str = "/") -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[port]}{path}", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[port]}{path}", timeout=90) as answer:
             return answer.read().decode()
 
 
@@ -187,8 +188,13 @@ def containers(stack: Stack) -> dict[str, Any]:
 def test_every_service_is_healthy(stack: Stack) -> None:
     found = containers(stack)
     assert {"mysql", "seaweedfs", "forge", "airflow-scheduler", "mlflow", "gateway", "prometheus"} <= found.keys()
-    wrong = {n: s["Health"] for n, s in found.items() if s["State"] != "exited" and s["Health"] != "healthy"}
-    assert not wrong
+
+    def wrong() -> dict[str, str]:
+        services = containers(stack).items()
+        return {n: s["Health"] for n, s in services if s["State"] != "exited" and s["Health"] != "healthy"}
+
+    # On a busy machine, one may have answered its last check too late.
+    wait_until(lambda: not wrong(), wrong, seconds=240)
 
 
 def test_a_second_up_changes_nothing(stack: Stack) -> None:
@@ -233,11 +239,11 @@ def test_pipeline_runs_and_its_release_answers(stack: Stack) -> None:
     request = urllib.request.Request(
         f"http://127.0.0.1:{stack.ports['GATEWAY']}/digits/predict", data=picture, headers={"Content-Type": "image/png"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         predicted = json.load(answer)
     assert predicted["release"] == "1.0.0"
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         done = stack.run([*AIRLOOM, "receipt", predicted["id"], "--json"])
         if not done.returncode or time.monotonic() > deadline:
@@ -283,8 +289,8 @@ def test_pipeline_runs_and_its_release_answers(stack: Stack) -> None:
     with stack.watched() as made:
         again = json.loads(stack.airloom("run", "digits", "--json"))
     used = {task["task"]: task["cache"] for task in again["tasks"]}
-    assert (used["preprocess"], used["train"], used["evaluate"]) == ("hit", "hit", "miss")
-    assert made == [lost]
+    assert (used["preprocess"], used["train"], used["evaluate"]) == ("hit", "hit", "miss"), again
+    assert set(made) == {lost}
     assert stack.id_of(lost)
 
 
@@ -303,9 +309,10 @@ def test_a_push_whose_event_is_lost_is_built_by_the_reconciler(stack: Stack, tmp
     an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
     write_entry(hooks, PushSeen(repo=name, commit=commit, id=commit, at=an_hour_ago))
     run_id = hooks.airflow.trigger(dag)
-    assert hooks.airflow.wait(dag, run_id, timeout_seconds=300)["state"] == "success"
+    state = hooks.airflow.wait(dag, run_id, timeout_seconds=1200)["state"]
+    assert state == "success", [hooks.airflow.task_log(dag, run_id, "reconcile", number)[-30:] for number in (1, 2)]
     (action,) = hooks.airflow.xcom(dag, run_id, "reconcile")
-    assert (action["repo"], action["commit"], action["did"]) == (name, commit, "built")
+    assert (action["repo"], action["commit"], action["did"]) == (name, commit, "built"), action
     image, record = image_of(hooks, name, commit), find_build(hooks, name, commit)
     assert (record and record.airflow, image.tag) == ("told", commit)
     assert find_image(hooks.settings, image.name, commit) == image.digest
@@ -319,7 +326,7 @@ def test_a_push_whose_event_is_lost_is_built_by_the_reconciler(stack: Stack, tmp
 def test_prometheus_reaches_everything_that_it_asks(stack: Stack) -> None:
     """Now that a release answers: no target is down, and so no alert says so."""
     jobs = {"prometheus", "airloom", "serving", "gateway", "mlflow", "seaweedfs", "git", "registry", "pushgateway"}
-    deadline = time.monotonic() + 180  # an alert on the start is over two rounds after it
+    deadline = time.monotonic() + 400  # an alert on the start is over two rounds after it
     while True:
         targets = json.loads(stack.page("PROMETHEUS", "/api/v1/targets?state=active"))["data"]["activeTargets"]
         alerts = json.loads(stack.page("PROMETHEUS", "/api/v1/alerts"))["data"]["alerts"]
@@ -330,7 +337,8 @@ def test_prometheus_reaches_everything_that_it_asks(stack: Stack) -> None:
         time.sleep(1)
     assert (down, gone) == ({}, set())
     assert {target["labels"]["job"] for target in targets} == jobs
-    assert json.loads(stack.airloom("status", "--json"))["ready"]
+    status = ["status", "--json"]
+    wait_until(lambda: json.loads(stack.airloom(*status))["ready"], lambda: stack.airloom(*status), seconds=240)
     metrics = stack.page("AIRFLOW", "/airloom/metrics")
     for name, port in (("airflow", "AIRFLOW"), ("git", "GIT"), ("mlflow", "MLFLOW")):
         assert f'{name}="http://127.0.0.1:{stack.ports[port]}"' in metrics, "dashboards' links are for browsers"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ import pytest
 import yaml
 
 from airloom.cli.runs import summarize
+from airloom.errors import AirloomError, UnavailableError
 from airloom.flows.gate import split_metrics
+from airloom.hooks.airflow_api import FINISHED
 from airloom.hooks.connect import Hooks
 from airloom.settings import Settings
 from tests.fixtures.services import free_port, free_range
 
 ROOT = Path(__file__).parents[2]
 AIRLOOM = str(Path(sys.executable).with_name("airloom"))
+# Far more than a run needs alone on a machine: what is waited for here comes later where others use it.
+RUN_SECONDS = 900.0
 
 
 class Platform:
@@ -38,6 +43,7 @@ class Platform:
         config["stages"]["train"]["params"]["epochs"] = 4  # less accurate than the demo's, and quicker
         config["gate"]["thresholds"]["accuracy"]["min"] = 0.9
         config["deploy"]["canary"]["step_time"] = "2s"
+        config["deploy"]["canary"]["max_latency_ratio"] = 50.0  # what else a machine does must undo no release
         self.config.write_text(yaml.safe_dump(config, sort_keys=False))
         serving, internal = free_range(20), free_range(20)
         ports = {name: free_port() for name in ("airflow_port", "git_port", "mlflow_port", "s3_port", "gateway_port")}
@@ -56,7 +62,9 @@ class Platform:
         self.first: dict[str, Any] = {}
         self.demo_said = ""
 
-    def airloom(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def airloom(
+        self, *arguments: str, check: bool = True, timeout: float = RUN_SECONDS
+    ) -> subprocess.CompletedProcess[str]:
         """Run the command line in the project's folder."""
         done = subprocess.run(
             [AIRLOOM, *arguments],
@@ -86,16 +94,53 @@ class Platform:
         """The summary of the newest run, which has ended."""
         return summarize(self.hooks, "digits", self.hooks.airflow.runs("digits", limit=1)[0])
 
-    def wait_for(self, what: str, condition: Callable[[], Any], timeout: float = 180) -> Any:
-        """Poll until the condition gives something true."""
+    def wait_for(
+        self,
+        what: str,
+        condition: Callable[[], Any],
+        timeout: float = 300,
+        *,
+        evidence: Callable[[], object] = lambda: "",
+    ) -> Any:
+        """Poll until the condition gives something true. `evidence`: asked when it does not, for the error."""
         deadline = time.monotonic() + timeout
         while True:
             found = condition()
             if found:
                 return found
             if time.monotonic() > deadline:
-                raise AssertionError(f"{what} has not come within {timeout:g} s")
+                break
             time.sleep(0.2)
+        try:
+            said = evidence()
+        except Exception as error:  # what is waited for is the news, and not this
+            said = f"why is not known: {error}"
+        raise AssertionError(f"{what} has not come within {timeout:g} s\n{said}".rstrip())
+
+    def ended(self, run_id: str, pipeline: str = "digits") -> dict[str, Any]:
+        """Wait for a run's end; the run."""
+
+        def over() -> dict[str, Any] | None:
+            with suppress(UnavailableError):  # a database that is busy for long is no end
+                run = self.hooks.airflow.run(pipeline, run_id)
+                return run if run["state"] in FINISHED else None
+            return None
+
+        found: dict[str, Any] = self.wait_for(
+            f"the end of {run_id}", over, RUN_SECONDS, evidence=lambda: self.reasons(run_id, pipeline)
+        )
+        return found
+
+    def reasons(self, run_id: str, pipeline: str = "digits") -> str:
+        """How far each task of a run is, and why tries of it have failed: what a failing test has to show."""
+        try:
+            tasks = self.hooks.airflow.task_instances(pipeline, run_id)
+            tries = self.hooks.ledger.tasks(pipeline, run_id)
+        except AirloomError as error:
+            return f"nothing is known of {run_id}: {error}"
+        lines = [f"{task['task_id']}: {task['state']}, try {task['try_number']}" for task in tasks]
+        said = [f"{found.task}, try {found.attempt}, {found.state}: {found.reason}" for found in tries if found.reason]
+        return "\n".join([*lines, *said])
 
     def returned(self, run_id: str, task: str) -> dict[str, Any]:
         """What a task of a run handed on."""
@@ -107,23 +152,27 @@ class Platform:
         url = self.hooks.git.clone_url(repo).replace(
             "://", f"://{self.settings.git_user}:{self.settings.secret('git_password')}@"
         )
-        subprocess.run(["git", "clone", "-q", url, str(folder)], check=True, capture_output=True, env=self.env)
+        self._git("clone", "-q", url, str(folder))
         return folder
 
     def push(self, folder: Path, message: str) -> str:
         """Commit everything and push; the commit."""
-        git = ["git", "-C", str(folder), "-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
-        subprocess.run([*git, "commit", "-q", "-a", "-m", message], check=True, capture_output=True, env=self.env)
-        subprocess.run([*git, "push", "-q", "origin", "main"], check=True, capture_output=True, env=self.env)
-        done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True, env=self.env)
-        return done.stdout.strip()
+        here = ("-C", str(folder), "-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+        self._git(*here, "commit", "-q", "-a", "-m", message)
+        self._git(*here, "push", "-q", "origin", "main")
+        return self._git(*here, "rev-parse", "HEAD").strip()
+
+    def _git(self, *arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, env=self.env, check=False)
+        assert done.returncode == 0, f"git ended with {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def deployed(self) -> str | None:
         """The release that answers now, from the gateway itself."""
         import httpx
 
         try:
-            answer = httpx.get(self.hooks.gateway.model_url("digits") + "/info", timeout=10, trust_env=False)
+            answer = httpx.get(self.hooks.gateway.model_url("digits") + "/info", timeout=90, trust_env=False)
         except httpx.TransportError:
             return None
         return str(answer.json().get("release")) if answer.status_code == 200 else None
@@ -134,7 +183,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """As `make demo` leaves it: started, provisioned, one run of `digits` has ended, release 1.0.0 answers."""
     found = Platform(tmp_path_factory.mktemp("e2e"))
     try:  # a start that fails half way has services running too
-        found.demo_said = found.airloom("demo", timeout=600).stdout
+        found.demo_said = found.airloom("demo").stdout
         found.first = found.latest()
         assert found.first["state"] == "success", found.first
         yield found

@@ -12,27 +12,29 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 from airloom.contract.plan import safe_run_id
 from airloom.embedded import guard
 from airloom.embedded.instance import read_record
 from airloom.errors import AirloomError, AuthError
+from airloom.hooks import process_tree
+from airloom.hooks.airflow_api import AirflowApi
 from airloom.hooks.mlflow_records import RUN_TAG
 from airloom.hooks.supervisor import ServiceState
-from tests.e2e.conftest import AIRLOOM, Platform
+from tests.e2e.actions import STAGES
+from tests.e2e.conftest import AIRLOOM, RUN_SECONDS, Platform
+from tests.fixtures.airflow import command_of, kill_worker
 from tests.fixtures.mlflow import runs_with
 from tests.fixtures.services import free_port, free_range
 
 DATA_REPO = "de_datapreprocessing"
 ENDED = {"success", "failed"}
-STAGES = ("preprocess", "train", "evaluate")
-RUN_TIMEOUT = 240.0
+ASK_SECONDS = 10.0
 
 
 class Run:
@@ -42,6 +44,9 @@ class Run:
         self.platform = platform
         started = platform.airloom("run", "digits", "--force", "--no-wait", "--json")
         self.id = str(json.loads(started.stdout)["run_id"])
+        # While it answers late, if at all, a stage may begin and end.
+        self._impatient = AirflowApi.from_settings(platform.settings, patience_seconds=0)
+        self._asked_at = time.monotonic()
 
     def state(self) -> str:
         return str(self._ask(lambda: self.platform.hooks.airflow.run("digits", self.id)["state"]))
@@ -50,46 +55,69 @@ class Run:
         found = self._ask(lambda: self.platform.hooks.airflow.task_instances("digits", self.id))
         return {task["task_id"]: dict(task) for task in found or []}
 
-    def stage_process(self, stage: str) -> dict[str, Any] | None:
-        """The stage's process file while the stage's own process lives."""
+    def process_file(self, stage: str) -> dict[str, Any] | None:
+        """What is known of the process that the stage was started as last, which may have ended."""
         folder = self.platform.settings.workspaces_dir / "digits" / safe_run_id(self.id) / stage
         try:
             facts: dict[str, Any] = json.loads((folder / "process.json").read_bytes())
         except (OSError, ValueError):
             return None
-        pid = facts.get("stage_pid") or 0
-        return facts if pid and f"main.py {stage}" in command_of(pid) else None
+        return facts if facts.get("stage_pid") else None
+
+    def stage_process(self, stage: str) -> dict[str, Any] | None:
+        """The stage's process file while the stage's own process lives."""
+        facts = self.process_file(stage)
+        return facts if facts and f"main.py {stage}" in command_of(facts["stage_pid"]) else None
+
+    def processes(self) -> list[str]:
+        """Those of its stages."""
+        commands = [command_of(pid) for pid in members(self.platform)]
+        wanted = tuple(f"main.py {stage}" for stage in STAGES)
+        return [found for found in commands if safe_run_id(self.id) in found and any(name in found for name in wanted)]
+
+    def wait_for_start(self, stage: str) -> None:
+        """Until the stage was started, however short its life is."""
+        self._wait_for(f"the start of stage {stage}", lambda: self.process_file(stage))
 
     def wait_for_stage(self, stage: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.platform.wait_for(
-            f"stage {stage} of {self.id}", lambda: self._unless_ended(lambda: self.stage_process(stage))
-        )
-        return found
-
-    def wait_for_task(self, task: str) -> None:
-        def runs() -> bool:
-            return self.tasks().get(task, {}).get("state") == "running"
-
-        self.platform.wait_for(f"task {task} of {self.id}", lambda: self._unless_ended(runs))
+        """Until the stage's own process runs."""
+        return self._wait_for(f"stage {stage}", lambda: self.stage_process(stage))
 
     def end(self) -> dict[str, dict[str, Any]]:
         """Wait for the end, which must be success, and look for what was done twice or left over; the tasks."""
-        self.platform.wait_for(f"the end of {self.id}", lambda: self.state() in ENDED, RUN_TIMEOUT)
-        tasks = self.tasks()
+        ended, platform = set[str](), self.platform
+
+        def over() -> bool:
+            ended.update({self.state()} & ENDED)
+            return bool(ended)
+
+        platform.wait_for(f"the end of {self.id}", over, RUN_SECONDS, evidence=self.reasons)
+        tasks: dict[str, dict[str, Any]] = platform.wait_for(f"the tasks of {self.id}", self.tasks)
         states = {name: (task["state"], task["try_number"]) for name, task in tasks.items()}
-        assert self.state() == "success", f"{states}\n{reasons_of(self.platform, self.id)}"
-        assert {state for state, _ in states.values()} == {"success"}, states
+        assert ended == {"success"}, self.reasons()
+        assert {state for state, _ in states.values()} == {"success"}, self.reasons()
         assert len(tags_of(self.platform, self.id)) == 1
         (run,) = runs_with(self.platform.hooks.mlflow, RUN_TAG, self.id)
         assert run.status == "FINISHED"
         assert len(self.platform.hooks.mlflow.versions("digits", run_id=run.run_id)) == 1
-        self.platform.wait_for("the end of all stages", lambda: not stage_processes(self.platform), 15)
+        platform.wait_for("the end of all stages", lambda: not self.processes(), 120, evidence=self.processes)
         return tasks
 
-    def _unless_ended(self, condition: Callable[[], Any]) -> Any:
-        found = condition()
-        if not found and self.state() in ENDED:
-            raise AssertionError(f"{self.id} is over: {reasons_of(self.platform, self.id)}")
+    def reasons(self) -> str:
+        return self.platform.reasons(self.id)
+
+    def _wait_for(self, what: str, condition: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+        def unless_ended() -> dict[str, Any] | None:
+            found = condition()
+            if found is None and time.monotonic() - self._asked_at > ASK_SECONDS:
+                state = self._ask(lambda: self._impatient.run("digits", self.id)["state"])
+                self._asked_at = time.monotonic()
+                assert state not in ENDED, f"{self.id} has ended without {what}\n{self.reasons()}"
+            return found
+
+        found: dict[str, Any] = self.platform.wait_for(
+            f"{what} of {self.id}", unless_ended, RUN_SECONDS, evidence=self.reasons
+        )
         return found
 
     @staticmethod
@@ -101,34 +129,13 @@ class Run:
             return None
 
 
-def command_of(pid: int) -> str:
-    try:
-        return " ".join(psutil.Process(pid).cmdline())
-    except psutil.Error:
-        return ""
-
-
 def members(platform: Platform) -> set[int]:
     return guard.members(platform.settings.instance_id)
-
-
-def stage_processes(platform: Platform) -> list[str]:
-    wanted = tuple(f"main.py {stage}" for stage in STAGES)
-    return [command for pid in members(platform) if any(name in (command := command_of(pid)) for name in wanted)]
 
 
 def tags_of(platform: Platform, run_id: str) -> list[str]:
     tags = platform.hooks.git.list_tags(DATA_REPO)
     return [tag.name for tag in tags if tag.message and json.loads(tag.message).get("run_id") == run_id]
-
-
-def reasons_of(platform: Platform, run_id: str) -> str:
-    tries = platform.hooks.ledger.tasks("digits", run_id)
-    return "\n".join(f"{found.task}: {found.reason}" for found in tries if found.state == "failed")
-
-
-def is_worker(command: str, task: str) -> bool:
-    return command.startswith("airflow worker -- ") and task in command
 
 
 def service(platform: Platform, name: str) -> ServiceState:
@@ -137,24 +144,29 @@ def service(platform: Platform, name: str) -> ServiceState:
 
 def serving(platform: Platform) -> ServiceState:
     """The process of the release that answers; two live for as long as the other is drained."""
-    name = f"serving-digits-{platform.deployed()}"
-    return service(platform, name)
+    release = platform.wait_for("an answer of the release", platform.deployed)
+    return service(platform, f"serving-digits-{release}")
 
 
 def kill(platform: Platform, name: str, *, wait: bool = True) -> ServiceState:
     """SIGKILL a service and see that the supervisor has it back on the same port."""
     before = service(platform, name)
-    assert before.pid is not None
+    assert before.pid is not None, before
     os.kill(before.pid, signal.SIGKILL)
+    if wait:
+        wait_for_return(platform, before)
+    return before
+
+
+def wait_for_return(platform: Platform, before: ServiceState) -> None:
+    """Until the supervisor has a killed service back."""
 
     def back() -> bool:
-        now = service(platform, name)
+        now = service(platform, before.name)
         return now.ready and now.pid not in (None, before.pid) and now.restarts > before.restarts
 
-    if wait:
-        platform.wait_for(f"{name} after its kill", back, 90)
-        assert service(platform, name).port == before.port
-    return before
+    platform.wait_for(f"{before.name} after its kill", back, evidence=lambda: service(platform, before.name))
+    assert service(platform, before.name).port == before.port
 
 
 class Client:
@@ -182,7 +194,9 @@ class Client:
     def wait_for_answers(self, platform: Platform, number: int) -> None:
         """Until so many more have been answered well."""
         wanted = self.counts["200"] + number
-        platform.wait_for("answers through the gateway", lambda: self.counts["200"] >= wanted, 120)
+        platform.wait_for(
+            "answers through the gateway", lambda: self.counts["200"] >= wanted, evidence=lambda: self.counts
+        )
 
     def _ask(self) -> None:
         row = json.loads(self.image.read_bytes())["rows"][0]
@@ -203,6 +217,17 @@ class Client:
 
 
 @contextmanager
+def held(pid: int) -> Iterator[None]:
+    """Let a process do nothing meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
 def client_of(platform: Platform) -> Iterator[Client]:
     with Client(platform) as client:
         client.wait_for_answers(platform, 10)
@@ -211,44 +236,42 @@ def client_of(platform: Platform) -> Iterator[Client]:
 
 def test_training_and_serving_processes_are_killed(platform: Platform) -> None:
     run = Run(platform)
-    killed = run.wait_for_stage("train")
     with client_of(platform) as client:
+        killed = run.wait_for_stage("train")
         os.kill(killed["stage_pid"], signal.SIGKILL)
         kill(platform, serving(platform).name)
         client.wait_for_answers(platform, 20)
         # The gateway sends again what the dying process left, until the next one has loaded its model.
         assert set(client.counts) == {"200"}, client.counts
-    assert run.wait_for_stage("train")["id"] != killed["id"]
     tasks = run.end()
-    assert tasks["train"]["try_number"] == 2
-    assert "killed by SIGKILL" in reasons_of(platform, run.id)
+    again = run.process_file("train")
+    assert again is not None
+    assert again["id"] != killed["id"]
+    assert tasks["train"]["try_number"] >= 2, run.reasons()
+    assert "killed by SIGKILL" in run.reasons()
 
 
 def test_killed_worker_leaves_training_to_the_next_try_and_killed_gateway_keeps_its_routes(platform: Platform) -> None:
     run = Run(platform)
     stage = run.wait_for_stage("train")
-    # The executor's process that watches the task, and the task's own: both bear its id, cut to fit their titles.
-    task = str(run.tasks()["train"]["id"])[:23]
-    doomed = [process.pid for process in psutil.process_iter() if is_worker(command_of(process.pid), task)]
-    assert len(doomed) == 2, [command_of(pid) for pid in doomed]
-    for pid in doomed:
-        os.kill(pid, signal.SIGKILL)
-    release = platform.deployed()
+    release = platform.wait_for("an answer of the release", platform.deployed)
+    with held(stage["stage_pid"]):  # else it may be done before its worker is found
+        kill_worker(platform.wait_for("its tasks", run.tasks)["train"])
     kill(platform, "gateway")
-    assert platform.deployed() == release
+    platform.wait_for("the gateway's routes", lambda: platform.deployed() == release, 60, evidence=platform.deployed)
     tasks = run.end()
-    assert tasks["train"]["try_number"] == 2
-    workspace = platform.settings.workspaces_dir / "digits" / safe_run_id(run.id) / "train"
-    ran = json.loads((workspace / "process.json").read_bytes())
+    assert tasks["train"]["try_number"] >= 2, run.reasons()
+    ran = run.process_file("train")
+    assert ran is not None
     assert ran["id"] == stage["id"], "training ran twice"
 
 
 def test_store_mlflow_and_scheduler_are_killed(platform: Platform) -> None:
     run = Run(platform)
-    run.wait_for_stage("preprocess")
-    kill(platform, "s3", wait=False)
-    run.wait_for_stage("train")
-    assert service(platform, "s3").ready
+    run.wait_for_start("preprocess")
+    killed = kill(platform, "s3", wait=False)
+    run.wait_for_start("train")
+    wait_for_return(platform, killed)
     kill(platform, "mlflow", wait=False)
     kill(platform, "airflow-scheduler")
     run.end()
@@ -257,13 +280,15 @@ def test_store_mlflow_and_scheduler_are_killed(platform: Platform) -> None:
 def test_marked_as_failed_ends_the_training(platform: Platform) -> None:
     run = Run(platform)
     stage = run.wait_for_stage("train")
-    platform.hooks.airflow.mark("digits", run.id, "failed")
-    platform.wait_for("the end of the training", lambda: not stage_processes(platform), 30)
-    platform.wait_for("the end of its watcher", lambda: not psutil.pid_exists(stage["pid"]), 15)
+    with held(stage["stage_pid"]):
+        platform.hooks.airflow.mark("digits", run.id, "failed")
+    platform.wait_for("the end of the training", lambda: not run.processes(), 120, evidence=run.processes)
+    watches = (int(stage["pid"]), str(stage["started"]))
+    platform.wait_for("the end of its watcher", lambda: not process_tree.is_alive(*watches), 60)
     # What Airflow says of the run is left out: its scheduler may just be looking at the run, and on SQLite it then
     # writes over the mark what it makes of a run whose last tasks are skipped.
-    states = {name: task["state"] for name, task in run.tasks().items()}
-    assert states["train"] == "failed", states
+    states = {name: task["state"] for name, task in platform.wait_for("its tasks", run.tasks).items()}
+    assert states["train"] == "failed", run.reasons()
     assert {states[task] for task in ("evaluate", "gate", "release", "deploy", "verify")} == {"skipped"}, states
 
 
@@ -274,7 +299,7 @@ def test_second_start_is_refused(platform: Platform) -> None:
     assert refused.returncode != 0
     assert f"is running already (process {record.pid}" in refused.stderr
     assert "airloom down" in refused.stderr
-    assert platform.deployed() is not None
+    platform.wait_for("an answer of the release", platform.deployed)
 
 
 def test_taken_port_is_named(platform: Platform, tmp_path: Path) -> None:
@@ -289,7 +314,7 @@ def test_taken_port_is_named(platform: Platform, tmp_path: Path) -> None:
         first = free_range(20)
         env[f"AIRLOOM_{name}_PORTS"] = f"{first}-{first + 19}"
     done = subprocess.run(
-        [AIRLOOM, "up", "--embedded"], cwd=other, env=env, capture_output=True, text=True, timeout=60, check=False
+        [AIRLOOM, "up", "--embedded"], cwd=other, env=env, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode != 0
     assert f"port {taken} (AIRLOOM_MLFLOW_PORT) for mlflow is taken by process" in " ".join(done.stderr.split())
@@ -306,7 +331,7 @@ def test_wrong_git_password_is_said(platform: Platform, tmp_path: Path) -> None:
         env={**platform.env, "AIRLOOM_HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == AuthError.exit_code
@@ -316,17 +341,24 @@ def test_wrong_git_password_is_said(platform: Platform, tmp_path: Path) -> None:
 
 
 def test_killed_supervisor_leaves_nothing_and_the_next_start_brings_all_back(platform: Platform) -> None:
-    release = platform.deployed()
-    assert release is not None
+    release = platform.wait_for("an answer of the release", platform.deployed)
     run = Run(platform)
     run.wait_for_stage("train")
     record = read_record(platform.settings)
     assert record is not None
     os.kill(record.pid, signal.SIGKILL)
-    platform.wait_for("the end of every process", lambda: not members(platform), 15)
+    platform.wait_for(
+        "the end of every process",
+        lambda: not members(platform),
+        120,
+        evidence=lambda: [command_of(pid) for pid in members(platform)],
+    )
     platform.airloom("up", "--embedded")
-    assert all(state.ready for state in platform.hooks.supervisor.services())
-    assert platform.deployed() == release
+    services = platform.hooks.supervisor.services
+    platform.wait_for("all services", lambda: all(state.ready for state in services()), evidence=services)
+    now = platform.wait_for("an answer of the release", platform.deployed)
+    if now != release:  # the run, which goes on, was quick
+        assert now == platform.returned(run.id, "release")["version"]
     with client_of(platform) as client:
         assert set(client.counts) == {"200"}
     # Its training was lost with the platform; a later try makes it again.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
+from airloom.errors import AirloomError
+from tests.e2e.actions import predicted
 from tests.e2e.conftest import Platform
-from tests.e2e.test_pipeline import predicted
 from tests.fixtures.prometheus import (
     PrometheusApi,
     check_rules,
@@ -33,23 +35,25 @@ def test_every_panel_shows_data_of_real_runs(platform: Platform, tmp_path: Path)
         summary = platform.run()
     finally:
         platform.config.write_text(written)  # later tests compare their runs with the first one
-    assert (summary["state"], summary["verdict"] in {"promoted", "rejected"}) == ("success", True)
+    assert summary["state"] == "success", summary
+    assert summary["verdict"] in {"promoted", "rejected"}, summary
     configured, absent = local_config(embedded_addresses(platform.settings))
     assert absent == ABSENT | {"registry"}
     stop = threading.Event()
 
     def clients() -> None:
         while not stop.wait(0.2):
-            predicted(platform)
+            with suppress(AirloomError):  # what matters is that it goes on
+                predicted(platform)
 
     busy = threading.Thread(target=clients)
     with running_prometheus(configured, tmp_path) as url:
         busy.start()
         try:
-            left_out = wait_for_panels(url, absent_jobs=absent, seconds=90)
+            left_out = wait_for_panels(url, absent_jobs=absent)
         finally:
             stop.set()
-            busy.join(60)
+            busy.join(120)
         assert all(query.jobs <= absent for query in left_out)
         assert check_rules(url)["airloom:serving_requests:rate5m"] > 0
         api = PrometheusApi(url)

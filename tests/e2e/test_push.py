@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 
-from airloom.cli.runs import summarize
 from airloom.contract import DataVersion, Deployment, RunPlan
-from airloom.errors import NotFoundError
 from airloom.flows.build import STATUS_CONTEXT
 from airloom.flows.deployments import deployment
-from airloom.flows.release import release_of
+from airloom.flows.release import release_of, releases
+from tests.e2e.actions import PARAMS, caches, code_of, edit, picture, run_of_push
 from tests.e2e.conftest import Platform
 from tests.e2e.traffic import Traffic
 
 LEARNS = "functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)"
 LEARNS_NOTHING = "functional.cross_entropy(logits * 0, labels, label_smoothing=label_smoothing)"
-PARAMS = "params = TrainParams.of(request.params)"
 PACKED = "rows_per_shard=params.rows_per_shard)"
 ENCODED = "value = served.predictor.encode(output)"
+# That clients have asked all the time. How many a second are answered is the machine's affair: a busy one answers
+# fewer, and the run takes the longer.
+ENOUGH = 300
 
 
 @pytest.fixture(scope="module")
@@ -35,41 +36,7 @@ def serving(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def traffic(platform: Platform) -> Traffic:
-    store = platform.hooks.store
-    content = store.get_bytes("raw", next(iter(store.list("raw", "digits/3/"))).key)
-    return Traffic(platform.hooks.gateway.model_url("digits"), content)
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    """Replace one piece of a file, which must stand there once."""
-    text = path.read_text()
-    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path}"
-    path.write_text(text.replace(old, new))
-
-
-def code_of(platform: Platform, run_id: str) -> dict[str, str]:
-    """repo -> commit that a run is pinned to; empty before it is."""
-    try:
-        plan = RunPlan.model_validate(platform.returned(run_id, "resolve"))
-    except NotFoundError:
-        return {}
-    return {repo: pin.commit for repo, pin in plan.code.items()}
-
-
-def run_of_push(platform: Platform, repo: str, commit: str, *, timeout: float = 120) -> dict[str, Any]:
-    """Wait for the run that a push has started, to its end; its summary."""
-
-    def found() -> str | None:
-        recent = platform.hooks.airflow.runs("digits", limit=3)
-        started = [run["dag_run_id"] for run in recent if run["run_type"] == "asset_triggered"]
-        return next((run_id for run_id in started if code_of(platform, run_id).get(repo) == commit), None)
-
-    run_id = platform.wait_for(f"a run of {repo}@{commit[:8]}", found, timeout)
-    summary = summarize(platform.hooks, "digits", platform.hooks.airflow.wait("digits", run_id))
-    plan = RunPlan.model_validate(platform.returned(run_id, "resolve"))
-    assert plan.trigger.kind == "push"
-    assert commit[:8] in plan.trigger.detail
-    return summary
+    return Traffic(platform.hooks.gateway.model_url("digits"), picture(platform))
 
 
 def build_status(platform: Platform, repo: str, commit: str) -> dict[str, Any]:
@@ -81,7 +48,7 @@ def build_status(platform: Platform, repo: str, commit: str) -> dict[str, Any]:
                 return status if status["state"] != "pending" else None
         return None
 
-    status: dict[str, Any] = platform.wait_for(f"the status of {repo}@{commit[:8]}", ended, timeout=90)
+    status: dict[str, Any] = platform.wait_for(f"the status of {repo}@{commit[:8]}", ended)
     return status
 
 
@@ -113,14 +80,14 @@ def test_push_of_a_worse_model_is_rejected_and_the_champion_answers(platform: Pl
         commit = platform.push(modelling, "Learn nothing")
         summary = run_of_push(platform, "ds_mlmodeling", commit)
     assert (summary["state"], summary["verdict"]) == ("success", "rejected"), summary
-    assert any("is not at least 0.9" in reason for reason in summary["reasons"])
-    assert {state_of(summary, task) for task in ("release", "deploy", "verify")} == {"skipped"}
+    assert any("is not at least 0.9" in reason for reason in summary["reasons"]), summary
+    assert {state_of(summary, task) for task in ("release", "deploy", "verify")} == {"skipped"}, summary
     decision = platform.returned(summary["run_id"], "gate")
     assert platform.hooks.mlflow.version("digits", decision["model_version"]).tags["airloom.gate"] == "rejected"
     assert (platform.deployed(), champion(platform)) == (before, was_champion)
     assert clients.failures == []
     assert set(clients.releases) == {before}
-    assert clients.per_second >= 50
+    assert clients.answers >= ENOUGH
 
 
 def test_push_of_a_good_model_is_served_and_no_request_is_lost(platform: Platform, modelling: Path) -> None:
@@ -140,7 +107,7 @@ def test_push_of_a_good_model_is_served_and_no_request_is_lost(platform: Platfor
     assert build_status(platform, "ds_mlmodeling", commit)["state"] == "success"
     assert clients.failures == []
     assert set(clients.releases) == {before, now}
-    assert clients.per_second >= 50
+    assert clients.answers >= ENOUGH
 
 
 def test_push_that_cannot_run_says_where_and_the_next_one_works(platform: Platform, serving: Path) -> None:
@@ -151,7 +118,7 @@ def test_push_that_cannot_run_says_where_and_the_next_one_works(platform: Platfo
     app.write_text(f"{good}\ndef broken(:\n")
     broken = platform.push(serving, "Break the syntax")
     status = build_status(platform, "ds_modelserving", broken)
-    assert status["state"] == "failure"
+    assert status["state"] == "failure", status
     line = len(good.splitlines()) + 2
     assert f"serving/app.py:{line}" in status["description"]
 
@@ -159,7 +126,7 @@ def test_push_that_cannot_run_says_where_and_the_next_one_works(platform: Platfo
     commit = platform.push(serving, "Mend the syntax")
     summary = run_of_push(platform, "ds_modelserving", commit)
     assert summary["state"] == "success", summary
-    assert [task["cache"] for task in summary["tasks"] if task["cache"]] == ["hit", "hit", "hit"]
+    assert set(caches(summary).values()) == {"hit"}, summary
     now = release_of(platform.hooks, "digits", platform.deployed() or "")
     assert now.version == next_patch(before.version)
     assert now.serving_commit == commit
@@ -171,7 +138,7 @@ def test_push_that_cannot_run_says_where_and_the_next_one_works(platform: Platfo
 def check_rolled_back(platform: Platform, summary: dict[str, Any], *, before: str | None, was_champion: str) -> str:
     """What a rolled-back deployment leaves; the reason."""
     assert summary["state"] == "failed", summary
-    assert (state_of(summary, "deploy"), state_of(summary, "verify")) == ("failed", "upstream_failed")
+    assert (state_of(summary, "deploy"), state_of(summary, "verify")) == ("failed", "upstream_failed"), summary
     wanted = platform.returned(summary["run_id"], "release")["version"]
     reason = next(str(task["reason"]) for task in summary["tasks"] if task["task"] == "deploy")
     assert f"release {wanted} was rolled back, release {before} answers" in reason
@@ -181,8 +148,11 @@ def check_rolled_back(platform: Platform, summary: dict[str, Any], *, before: st
     found = deployed(platform)
     assert (found.state, found.release, found.previous) == ("rolled_back", wanted, before)
     assert (platform.deployed(), champion(platform)) == (before, was_champion)
-    services = [service.name for service in platform.hooks.supervisor.services()]
-    assert not [name for name in services if wanted in name or wanted.replace(".", "-") in name]
+
+    def left() -> list[str]:
+        return [service.name for service in platform.hooks.supervisor.services() if wanted in service.name]
+
+    platform.wait_for(f"the end of the process of {wanted}", lambda: not left(), evidence=left)
     return reason
 
 
@@ -193,10 +163,10 @@ def test_release_that_answers_wrongly_gets_no_traffic(platform: Platform, servin
         commit = platform.push(serving, "Answer wrongly")
         summary = run_of_push(platform, "ds_modelserving", commit)
     reason = check_rolled_back(platform, summary, before=before, was_champion=was_champion)
-    assert "reference answers differ from the evaluation's" in reason
+    assert "reference answers differ from the evaluation's" in reason, reason
     assert clients.failures == []
     assert set(clients.releases) == {before}
-    assert clients.per_second >= 50
+    assert clients.answers >= ENOUGH
 
 
 def test_release_that_fails_under_traffic_is_rolled_back_and_the_next_one_is_served(
@@ -206,13 +176,13 @@ def test_release_that_fails_under_traffic_is_rolled_back_and_the_next_one_is_ser
     engine = serving / "serving" / "engine.py"
     right = engine.read_text().replace(f'{ENCODED} | {{"label": "7" if index % 2 else "1"}}', ENCODED)
     engine.write_text(right)
-    # Enough good answers to pass the reference rows and the first step.
-    fails = "self._seen = getattr(self, '_seen', 0) + 1\n                assert self._seen < 50"
+    # Enough good answers to pass the reference rows, and fewer than the steps ask for: ten each at the least.
+    fails = "self._seen = getattr(self, '_seen', 0) + 1\n                assert self._seen < 45"
     edit(engine, ENCODED, f"{fails}\n                {ENCODED}")
     commit = platform.push(serving, "Fail after a while")
     summary = run_of_push(platform, "ds_modelserving", commit)
     reason = check_rolled_back(platform, summary, before=before, was_champion=was_champion)
-    assert "500" in reason
+    assert "500" in reason, reason
 
     engine.write_text(right)
     with traffic(platform) as clients:
@@ -229,7 +199,7 @@ def test_release_that_fails_under_traffic_is_rolled_back_and_the_next_one_is_ser
 
 def test_twenty_quick_pushes_end_with_the_last_one_served(platform: Platform, serving: Path) -> None:
     """Whoever is overtaken may not be built or served; nobody is built twice, and none is served after a later one."""
-    before, was_champion = platform.deployed(), champion(platform)
+    was_champion = champion(platform)
     app = serving / "serving" / "app.py"
     good = app.read_text()
     commits = []
@@ -237,7 +207,11 @@ def test_twenty_quick_pushes_end_with_the_last_one_served(platform: Platform, se
         for number in range(20):
             app.write_text(f"{good}\n# Push {number}.\n")
             commits.append(platform.push(serving, f"Change {number}"))
-        summary = run_of_push(platform, "ds_modelserving", commits[-1], timeout=300)
+        summary = run_of_push(platform, "ds_modelserving", commits[-1], timeout=900)
+        runs = [run["dag_run_id"] for run in platform.hooks.airflow.runs("digits", limit=25)]
+        # Those of earlier ones may end later, and none of them may be what is served then.
+        for run_id in runs:
+            platform.ended(run_id)
     assert summary["state"] == "success", summary
     now = platform.deployed()
     assert now is not None
@@ -249,13 +223,13 @@ def test_twenty_quick_pushes_end_with_the_last_one_served(platform: Platform, se
     pushed = {push["commit"]: push for push in listed}
     built = [commit for commit in commits if pushed.get(commit, {}).get("build") == "built"]
     assert built[-1] == commits[-1]
-    assert {pushed[commit]["builds"] for commit in built} == {1}
+    assert {pushed[commit]["builds"] for commit in built} == {1}, listed
     assert not [push for commit, push in pushed.items() if commit in commits and push["builds"] > 1]
-    runs = [run["dag_run_id"] for run in platform.hooks.airflow.runs("digits", limit=25)]
     started = [code_of(platform, run_id).get("ds_modelserving", "") for run_id in reversed(runs)]
     order = [commits.index(commit) for commit in started if commit in commits]
-    assert order == sorted(set(order))
-    assert now == f"{before}".rpartition(".")[0] + f".{int(str(before).rpartition('.')[2]) + len(order)}"
+    assert order == sorted(set(order)), order
+    made = [release.serving_commit for release in releases(platform.hooks, "digits")]
+    assert {commit: made.count(commit) for commit in commits if commit in made} == {commits[n]: 1 for n in order}
     assert "    built in " in platform.hooks.airflow.run("digits", summary["run_id"])["note"]
 
 
@@ -272,7 +246,7 @@ def test_push_that_changes_preprocessing_makes_another_data_version(platform: Pl
     commit = platform.push(work, "Pack fewer rows into a shard")
     summary = run_of_push(platform, "de_datapreprocessing", commit)
     assert (summary["state"], summary["verdict"]) == ("success", "promoted"), summary
-    assert [task["cache"] for task in summary["tasks"] if task["cache"]] == ["miss", "miss", "miss"]
+    assert set(caches(summary).values()) == {"miss"}, summary
 
     version = data_of(platform, summary)
     assert {tag.name for tag in platform.hooks.git.list_tags("de_datapreprocessing", "digits/")} - before == {
@@ -308,7 +282,7 @@ def test_run_of_older_commits_gives_their_data_and_figures_again(platform: Platf
     again = RunPlan.model_validate(platform.returned(summary["run_id"], "resolve"))
     assert again.spec_digest == plan.spec_digest, "an earlier test has left another configuration"
     assert {repo: pin.commit for repo, pin in again.code.items()}.items() >= older.items()
-    assert [task["cache"] for task in summary["tasks"] if task["cache"]] == ["forced", "forced", "forced"]
+    assert set(caches(summary).values()) == {"forced"}, summary
     now = data_of(platform, summary)
     assert now.tag != then.tag
     assert (now.md5, now.digest) == (then.md5, then.digest)

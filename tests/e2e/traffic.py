@@ -19,7 +19,7 @@ class Traffic:
     Attributes:
         releases: release -> answers that it gave.
         failures: what each request got that was not answered by 200; at most as many as were sent.
-        per_second: answers of 200, over the whole time.
+        answers: those of 200.
     """
 
     def __init__(self, url: str, content: bytes) -> None:
@@ -28,16 +28,14 @@ class Traffic:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(_CLIENTS)]
-        self._seconds = 0.0
         self.releases: Counter[str] = Counter()
         self.failures: list[str] = []
 
     @property
-    def per_second(self) -> float:
-        return sum(self.releases.values()) / self._seconds
+    def answers(self) -> int:
+        return sum(self.releases.values())
 
     def __enter__(self) -> Traffic:
-        self._started = time.monotonic()
         for thread in self._threads:
             thread.start()
         return self
@@ -47,12 +45,11 @@ class Traffic:
     ) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(60)
-        self._seconds = time.monotonic() - self._started
+            thread.join(120)
 
     def _ask(self) -> None:
         due = time.monotonic()
-        with httpx.Client(timeout=30, trust_env=False, headers={"Content-Type": "image/png"}) as client:
+        with httpx.Client(timeout=90, trust_env=False, headers={"Content-Type": "image/png"}) as client:
             while not self._stop.is_set():
                 try:
                     answer = client.post(self._url, content=self._content)

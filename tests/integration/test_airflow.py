@@ -20,36 +20,35 @@ from airloom.hooks.airflow_api import AirflowApi
 from airloom.hooks.ledger import Ledger
 from tests.fixtures.airflow import RunningAirflow, until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(1200)
 
 
 def page(airflow: RunningAirflow, path: str, *, token: str | None = None, accept: str = "*/*") -> requests.Response:
     headers = {"Accept": accept, **({"Authorization": f"Bearer {token}"} if token else {})}
     url = f"{airflow.api.url}{path}"
-    return requests.get(url, headers=headers, allow_redirects=False, timeout=20)
+    return requests.get(url, headers=headers, allow_redirects=False, timeout=60)
 
 
 def token_of(airflow: RunningAirflow) -> str:
     body = {"username": "admin", "password": airflow.settings.secret("admin_password")}
-    return str(requests.post(f"{airflow.api.url}/auth/token", json=body, timeout=20).json()["access_token"])
+    return str(requests.post(f"{airflow.api.url}/auth/token", json=body, timeout=60).json()["access_token"])
 
 
 def run_trivial(airflow: RunningAirflow, conf: Mapping[str, Any] | None = None) -> tuple[str, str]:
     """Run the trivial DAG; return the run's id and state."""
-    until(lambda: any(dag["dag_id"] == "trivial" for dag in airflow.api.dags()), seconds=30, what="trivial not parsed")
+    until(
+        lambda: any(dag["dag_id"] == "trivial" for dag in airflow.api.dags()),
+        seconds=240,
+        what=lambda: ["trivial is not parsed", *airflow.api.import_errors()],
+    )
     run_id = airflow.api.trigger("trivial", conf)
-    return run_id, airflow.api.wait("trivial", run_id, timeout_seconds=60, poll_seconds=0.3)["state"]
+    return run_id, airflow.api.wait("trivial", run_id, timeout_seconds=400, poll_seconds=0.3)["state"]
 
 
 def test_all_components_are_healthy(airflow: RunningAirflow) -> None:
-    health = airflow.api.health()
-    assert {name: part["status"] for name, part in health.items()} == {
-        "metadatabase": "healthy",
-        "scheduler": "healthy",
-        "triggerer": "healthy",
-        "dag_processor": "healthy",
-    }
-    assert airflow.api.healthy()
+    # A heartbeat may come late where others use the machine, and counts as none until the next one.
+    until(airflow.api.healthy, seconds=120, what=airflow.api.health)
+    assert airflow.api.health().keys() == {"metadatabase", "scheduler", "triggerer", "dag_processor"}
 
 
 def test_secrets_are_private(airflow: RunningAirflow) -> None:
@@ -62,15 +61,17 @@ def test_a_run_is_in_the_ledger_the_metrics_and_on_its_page(airflow: RunningAirf
     run_id, state = run_trivial(airflow)
     assert state == "success"
     ledger = Ledger.from_settings(airflow.settings)
-    train, gate = ledger.tasks("trivial", run_id)
-    assert (train.task, train.state, train.cache, train.values["loss"]) == ("train", "success", "miss", 0.25)
-    assert (gate.task, gate.values["champion.accuracy"]) == ("gate", 0.95)
+    tries = {found.task: found for found in ledger.tasks("trivial", run_id)}  # the last one of each task
+    assert list(tries) == ["train", "gate"]
+    train, gate = tries.values()
+    assert (train.state, train.cache, train.values["loss"]) == ("success", "miss", 0.25)
+    assert gate.values["champion.accuracy"] == 0.95
 
     def ended() -> bool:
         run = ledger.run("trivial", run_id)
         return run is not None and (run.state, run.verdict) == ("success", "promoted") and run.finished_at is not None
 
-    until(ended, seconds=15, what="the run is not in the ledger")
+    until(ended, seconds=120, what=lambda: f"what the ledger has of the run: {ledger.run('trivial', run_id)}")
 
     text = page(airflow, "/airloom/metrics").text
     assert 'airloom_gate_metric{metric="accuracy",model="candidate",pipeline="trivial"} 0.97' in text
@@ -95,9 +96,12 @@ def test_a_run_is_in_the_ledger_the_metrics_and_on_its_page(airflow: RunningAirf
 def test_a_failure_is_in_the_ledger_with_its_reason(airflow: RunningAirflow) -> None:
     run_id, state = run_trivial(airflow, {"fail": True})
     assert state == "failed"
-    (train,) = Ledger.from_settings(airflow.settings).tasks("trivial", run_id)
-    assert (train.state, train.reason) == ("failed", "ValueError: asked to fail")
-    assert any("asked to fail" in line for line in airflow.api.task_log("trivial", run_id, "train"))
+    tries = Ledger.from_settings(airflow.settings).tasks("trivial", run_id)
+    assert {(found.task, found.state) for found in tries} == {("train", "failed")}, tries
+    # One of them may have failed for a reason of Airflow's own.
+    asked = [found.attempt for found in tries if found.reason == "ValueError: asked to fail"]
+    assert asked, tries
+    assert any("asked to fail" in line for line in airflow.api.task_log("trivial", run_id, "train", asked[0]))
 
 
 def test_pages_need_the_login_and_metrics_do_not(airflow: RunningAirflow) -> None:
@@ -119,16 +123,16 @@ def test_pages_of_what_does_not_exist(airflow: RunningAirflow) -> None:
 
 def test_a_push_starts_what_is_built_from_the_repo(airflow: RunningAirflow) -> None:
     name = stage_asset("some_repo")
-    until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=30, what="no asset")
+    until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=240, what="no asset")
     before = {run["dag_run_id"] for run in airflow.api.runs("trivial")}
     airflow.api.create_asset_event(name, {"repo": "some_repo", "commit": "0" * 40, "pusher": "ada"})
     run = until(
         lambda: next((r for r in airflow.api.runs("trivial") if r["dag_run_id"] not in before), None),
-        seconds=30,
+        seconds=120,
         what="the event started nothing",
     )
     assert run["run_type"] == "asset_triggered"
-    assert airflow.api.wait("trivial", run["dag_run_id"], timeout_seconds=60)["state"] == "success"
+    assert airflow.api.wait("trivial", run["dag_run_id"], timeout_seconds=400)["state"] == "success"
     (event,) = airflow.api.asset_events(name, since=datetime.now(UTC) - timedelta(hours=1), limit=1)
     assert (event["extra"]["commit"], event["extra"]["pusher"]) == ("0" * 40, "ada")
     assert [(made["dag_id"], made["run_id"]) for made in event["created_dagruns"]] == [("trivial", run["dag_run_id"])]
@@ -141,21 +145,23 @@ def test_a_push_starts_what_is_built_from_the_repo(airflow: RunningAirflow) -> N
 
 def test_all_events_are_found_newest_first(airflow: RunningAirflow, monkeypatch: pytest.MonkeyPatch) -> None:
     name = stage_asset("ds_modelserving")  # of the pipeline digits, whose runs would fail here
-    until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=30, what="no asset")
+    until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=240, what="no asset")
     airflow.api.pause("digits")
-    monkeypatch.setattr("airloom.hooks.airflow_api._PAGE", 2)
-    for number in range(5):
-        airflow.api.create_asset_event(name, {"commit": str(number)})
-    found = [event["extra"]["commit"] for event in airflow.api.asset_events(name)]
-    assert found == ["4", "3", "2", "1", "0"]
-    assert [event["extra"]["commit"] for event in airflow.api.asset_events(name, limit=3)] == ["4", "3", "2"]
-    airflow.api.unpause("digits")
+    try:
+        monkeypatch.setattr("airloom.hooks.airflow_api._PAGE", 2)
+        for number in range(5):
+            airflow.api.create_asset_event(name, {"commit": str(number)})
+        found = [event["extra"]["commit"] for event in airflow.api.asset_events(name)]
+        assert found == ["4", "3", "2", "1", "0"]
+        assert [event["extra"]["commit"] for event in airflow.api.asset_events(name, limit=3)] == ["4", "3", "2"]
+    finally:
+        airflow.api.unpause("digits")
 
 
 def test_the_reconciler_is_there_and_waits_for_its_time(airflow: RunningAirflow) -> None:
     found = until(
         lambda: next((dag for dag in airflow.api.dags() if dag["dag_id"] == "airloom__reconcile"), None),
-        seconds=40,
+        seconds=240,
         what="no reconciler",
     )
     assert not found["is_paused"]
@@ -186,25 +192,31 @@ def test_invalid_yamls_are_import_errors_and_the_others_stay(airflow: RunningAir
         found = airflow.api.import_errors()
         return next((e for e in found if e["filename"] == "check_configs.py"), None)
 
-    error = until(shown, seconds=40, what="the wrong YAML is not shown")
+    error = until(shown, seconds=240, what="the wrong YAML is not shown")
     assert "trivial.yaml:3: name: 'wrong_name' differs from the file's name" in error["stack_trace"]
     digits = until(
         lambda: next((dag for dag in airflow.api.dags() if dag["dag_id"] == "digits"), None),
-        seconds=40,
+        seconds=240,
         what="the valid pipeline is not there",
     )
     assert not digits["has_import_errors"]
     assert not digits["is_stale"]
 
     configs = airflow.settings.configs_dir
-    (configs / "second.yaml").write_text((configs / "digits.yaml").read_text().replace("name: digits", "name: second"))
-    until(
-        lambda: any(dag["dag_id"] == "second" for dag in airflow.api.dags()), seconds=60, what="a new YAML is not seen"
-    )
+    second = configs / "second.yaml"
+    second.write_text((configs / "digits.yaml").read_text().replace("name: digits", "name: second"))
+    try:
+        until(
+            lambda: any(dag["dag_id"] == "second" for dag in airflow.api.dags()),
+            seconds=240,
+            what=lambda: ["a new YAML is not seen", *airflow.api.import_errors()],
+        )
+    finally:
+        second.unlink()
 
 
 def test_parameters_are_checked_before_the_run(airflow: RunningAirflow) -> None:
-    until(lambda: any(dag["dag_id"] == "digits" for dag in airflow.api.dags()), seconds=40, what="no pipeline")
+    until(lambda: any(dag["dag_id"] == "digits" for dag in airflow.api.dags()), seconds=240, what="no pipeline")
     with pytest.raises(ConfigError, match="force"):
         airflow.api.trigger("digits", {"force": "certainly"})
     with pytest.raises(NotFoundError):
@@ -223,9 +235,9 @@ def test_a_busy_database_loses_no_run_and_doubles_none(airflow: RunningAirflow) 
             with pytest.raises(TimeoutError):
                 asked.result(7)
             database.execute("ROLLBACK")
-            run_id = asked.result(40)
+            run_id = asked.result(120)
     assert {run["dag_run_id"] for run in airflow.api.runs("trivial", limit=100)} - before == {run_id}
-    assert airflow.api.wait("trivial", run_id, timeout_seconds=60)["state"] == "success"
+    assert airflow.api.wait("trivial", run_id, timeout_seconds=400)["state"] == "success"
 
 
 def test_a_run_that_was_made_is_not_made_again(airflow: RunningAirflow, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import requests
 from airloom.errors import NotFoundError
 from tests.fixtures.airflow import RunningAirflow, until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(1200)
 
 DAG_FILE = """
 from datetime import UTC, datetime
@@ -36,7 +36,9 @@ with DAG("asks", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), cat
 @pytest.fixture(scope="module")
 def asks(airflow: RunningAirflow) -> RunningAirflow:
     (airflow.settings.project / "dags" / "asks.py").write_text(DAG_FILE)
-    until(lambda: any(dag["dag_id"] == "asks" for dag in airflow.api.dags()), seconds=60, what="the DAG is not seen")
+    until(
+        lambda: any(dag["dag_id"] == "asks" for dag in airflow.api.dags()), seconds=240, what=airflow.api.import_errors
+    )
     return airflow
 
 
@@ -48,7 +50,7 @@ def details(airflow: RunningAirflow, run_id: str, answer: str | None = None) -> 
     """What the person is asked; with `answer`, answers it as the UI does."""
     base = airflow.api.url
     body = {"username": "admin", "password": airflow.settings.secret("admin_password")}
-    token = requests.post(f"{base}/auth/token", json=body, timeout=20).json()["access_token"]
+    token = requests.post(f"{base}/auth/token", json=body, timeout=60).json()["access_token"]
     url = (
         f"{base}/api/v2/dags/asks/dagRuns/{requests.utils.quote(run_id, safe='')}/taskInstances/approve/-1/hitlDetails"
     )
@@ -75,8 +77,8 @@ def test_the_run_waits_for_the_answer(asks: RunningAirflow, answer: str, release
     run_id = asks.api.trigger("asks")
     until(
         lambda: states(asks, run_id).get("approve") in {"awaiting_input", "deferred"},
-        seconds=60,
-        what="nobody is asked",
+        seconds=240,
+        what=lambda: f"nobody is asked: {states(asks, run_id)}\n{logs(asks, run_id)}",
     )
     asked = details(asks, run_id)
     assert asked["subject"] == "Release the new model of digits?"
@@ -92,12 +94,15 @@ def test_the_run_waits_for_the_answer(asks: RunningAirflow, answer: str, release
         state = asks.api.run("asks", run_id)["state"]
         return state if state in {"success", "failed"} else None
 
-    ended = until(ended_state, seconds=120, what=f"the run goes on: {states(asks, run_id)}")
+    ended = until(
+        ended_state, seconds=400, what=lambda: f"the run goes on: {states(asks, run_id)}\n{logs(asks, run_id)}"
+    )
     assert states(asks, run_id) == {"gate": "success", "approve": "success", "release": release}, logs(asks, run_id)
     assert ended == "success"
 
 
 def test_nobody_is_asked_where_the_run_says_so(asks: RunningAirflow) -> None:
     run_id = asks.api.trigger("asks", {"skip_approval": True})
-    assert asks.api.wait("asks", run_id, timeout_seconds=60)["state"] == "success"
+    state = asks.api.wait("asks", run_id, timeout_seconds=400)["state"]
+    assert state == "success", logs(asks, run_id)
     assert states(asks, run_id) == {"gate": "success", "approve": "success", "release": "success"}

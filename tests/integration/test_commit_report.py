@@ -141,7 +141,7 @@ def test_a_release_that_a_later_one_has_replaced(bench: Bench) -> None:
     bench.verified(superseded_by="1.0.4")
     assert bench.statuses()["airloom/release/digits"] == (
         "success",
-        "release 1.0.3 of digits was deployed; 1.0.4 answers by now",
+        "release 1.0.3 of digits was made; 1.0.4 of a later run answers",
     )
 
 

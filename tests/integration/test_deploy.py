@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -125,6 +126,10 @@ class World:
 
     def deploy(self, release: Release) -> Deployment:
         return deploy.deploy_release(self.hooks, plan=self.plan, release=release, on_step=self.steps.append)
+
+    def pin_again(self, seconds: float) -> None:
+        """What is deployed from now on is of another run, pinned so much later; earlier if below 0."""
+        self.plan = self.plan.model_copy(update={"created_at": self.plan.created_at + timedelta(seconds=seconds)})
 
     def answers(self) -> set[str]:
         url = self.hooks.gateway.model_url(self.pipeline) + "/predict"
@@ -311,6 +316,53 @@ def test_verify_finds_that_a_later_release_was_rolled_back_to_it(world: World) -
         verified(world, second, later)
 
 
+def test_a_run_that_was_pinned_earlier_takes_no_traffic_from_a_later_one(world: World) -> None:
+    """It had more to do, or was tried again: what people pushed last is served nevertheless."""
+    world.deploy(world.release("1.0.0"))
+    world.pin_again(60)
+    world.deploy(world.release("1.0.1"))
+    stored = deployments.deployment(world.hooks, world.pipeline)
+    world.pin_again(-30)
+    late = world.release("1.0.2")
+    deployed = world.deploy(late)
+    assert (deployed.state, deployed.release, deployed.previous) == ("superseded", "1.0.2", "1.0.1")
+    assert "by release 1.0.1, which answers: its run was pinned at" in deployed.detail
+    assert world.steps[-1].startswith("release 1.0.2 is superseded by release 1.0.1")
+    assert deployments.deployment(world.hooks, world.pipeline) == stored
+    assert world.answers() == {"1.0.1"}
+    assert "1.0.2" not in {call.args[0].version for call in world.target.start.call_args_list}
+    report = verified(world, late, deployed)
+    assert (report.superseded_by, report.checked) == ("1.0.1", 0)
+    world.hooks.mlflow.set_alias.assert_not_called()  # type: ignore[attr-defined]
+
+
+def test_a_run_that_brings_back_what_answers_counts_as_the_later_one(world: World) -> None:
+    """A revert has the release that it had before, and nothing to move."""
+    first = world.release("1.0.0")
+    world.deploy(first)
+    world.pin_again(60)
+    assert world.deploy(first).state == "live"
+    world.pin_again(-30)
+    assert world.deploy(world.release("1.0.1")).state == "superseded"
+    world.pin_again(60)
+    assert world.deploy(world.release("1.0.2")).state == "live"
+    world.pin_again(-60)
+    assert world.deploy(world.release("1.0.3")).state == "superseded"
+    assert world.answers() == {"1.0.2"}
+
+
+def test_a_later_run_that_was_rolled_back_supersedes_nothing(world: World) -> None:
+    world.deploy(world.release("1.0.0"))
+    world.pin_again(60)
+    bad = world.release("1.0.1")
+    world.processes["1.0.1"].wrong = True
+    with pytest.raises(RolledBackError):
+        world.deploy(bad)
+    world.pin_again(-30)
+    assert world.deploy(world.release("1.0.2")).state == "live"
+    assert world.answers() == {"1.0.2"}
+
+
 def test_numbers_are_given_once_under_a_race(world: World) -> None:
     def number(index: int) -> str:
         wanted = make_release(world.pipeline, "1.0.0", model_digest=format(index, "064d"), run_id=f"run-{index}")
@@ -376,7 +428,9 @@ def test_one_lost_release_keeps_no_other_pipeline_from_answering(world: World, m
     world.deploy(release)
     gone, odd = f"{world.pipeline}-gone", f"{world.pipeline}-odd"
     store, bucket = world.hooks.store, world.hooks.settings.bucket_airloom
-    deployments.save(world.hooks, pipeline=gone, release="1.0.0", previous=None, url="http://x", state="live")
+    deployments.save(
+        world.hooks, pipeline=gone, release="1.0.0", previous=None, url="http://x", state="live", pinned_at=None
+    )
     store.put_json(bucket, f"deployments/{odd}.json", {"pipeline": odd, "release": 1})
     # Written by another version of Airloom, which knows more of a release.
     kept = {**release.model_dump(mode="json"), "of_another_version": True}

@@ -210,6 +210,7 @@ def test_where_no_process_answers_clients_are_told_so_in_the_same_form(
     assert answer.headers["Content-Type"] == "application/json"
     assert set(answer.json()["error"]) == {"type", "message", "hint"}
     assert answer.json()["error"]["type"] == "no_answer"
+    assert answer.headers["Retry-After"] == "2"
 
 
 def test_a_body_over_the_limit_is_left_to_the_serving_process_to_refuse(gateway: Gateway, old: Echo) -> None:

@@ -49,7 +49,7 @@ def test_a_compressed_body_is_understood(stage_repo: StageRepoFixture) -> None:
             "Git-Protocol": "version=2",
         },
         auth=("airloom", settings.secret("git_password")),
-        timeout=10,
+        timeout=60,
     )
     assert f"{sha} refs/heads/main".encode() in answer.content
 
@@ -81,7 +81,7 @@ def test_the_administrator_may_push(stage_repo: StageRepoFixture) -> None:
     ],
 )
 def test_nothing_is_shown_without_a_password(git_settings: Settings, path: str) -> None:
-    answer = requests.get(f"{git_settings.git_base_url}{path}", timeout=10)
+    answer = requests.get(f"{git_settings.git_base_url}{path}", timeout=60)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Basic")
 
@@ -104,7 +104,7 @@ def test_only_gits_smart_protocol_is_spoken(stage_repo: StageRepoFixture, path: 
     )
     prepared = session.prepare_request(request)
     prepared.url = f"{settings.git_base_url}{path}"
-    assert session.send(prepared, timeout=10).status_code in {status, 404}
+    assert session.send(prepared, timeout=60).status_code in {status, 404}
 
 
 def test_a_broken_push_leaves_nothing(stage_repo: StageRepoFixture) -> None:
@@ -114,7 +114,7 @@ def test_a_broken_push_leaves_nothing(stage_repo: StageRepoFixture) -> None:
         data=b"0095garbage",
         headers={"Content-Type": "application/x-git-receive-pack-request"},
         auth=("airloom", settings.secret("git_password")),
-        timeout=10,
+        timeout=60,
     )
     assert b"unpack ok" not in answer.content
     assert git("ls-remote", stage_repo.url, cwd=stage_repo.work).stdout == ""

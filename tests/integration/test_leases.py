@@ -121,7 +121,7 @@ def test_a_process_of_this_machine_that_was_killed_is_not_waited_for(
     )
     secret = session_settings.secret("s3_airloom_secret")
     command = [sys.executable, "-c", program, session_settings.s3_endpoint_url, key]
-    done = subprocess.run(command, input=secret, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, input=secret, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = read(s3_store, key)
     assert not left.released
@@ -288,7 +288,7 @@ def test_two_machines_build_a_commit_once(
         second = threads.submit(two.build, sha)
         wait_for(two.says(f"is being built by {os.uname().nodename} (process {os.getpid()}) since "), "waiting")
         gate.opened.touch()
-        assert (first.result(90).created, second.result(90).created) == (True, False)
+        assert (first.result(300).created, second.result(300).created) == (True, False)
     assert [extra["commit"] for extra in airflow_double.of(one.repo.name)] == [sha]
     (push,) = list_pushes(one.hooks, repo=one.repo.name).pushes
     assert (push.build, push.builds) == ("built", 2)
@@ -303,7 +303,7 @@ def test_who_waits_on_one_machine_is_told_as_well(machines: tuple[Machine, Machi
         second = threads.submit(one.build, sha)
         wait_for(one.says("is being built on this machine: waiting"), "waiting")
         gate.opened.touch()
-        assert (first.result(90).created, second.result(90).created) == (True, False)
+        assert (first.result(300).created, second.result(300).created) == (True, False)
 
 
 def test_who_waited_for_a_build_that_failed_does_not_build_again(
@@ -319,7 +319,7 @@ def test_who_waited_for_a_build_that_failed_does_not_build_again(
         gate.opened.touch()
         for ended in (first, second):
             with pytest.raises(BuildFailedError, match="ended with 3"):
-                ended.result(90)
+                ended.result(300)
     assert runs.read_text() == "x"
     assert find_failure(two.hooks, two.repo.name, sha) is not None
 
@@ -336,7 +336,7 @@ def test_a_machine_that_slept_finds_what_another_has_made(
         put(s3_store, path, read(s3_store, path).model_copy(update={"place": "elsewhere", "id": "gone", "seconds": 0}))
         made = two.build(sha)
         gate.opened.touch()
-        found = slept.result(90)
+        found = slept.result(300)
     assert (made.created, found.created) == (True, False)
     assert found.built_at == made.built_at
     assert one.says("another has begun")()

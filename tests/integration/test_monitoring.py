@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,6 +48,8 @@ from tests.fixtures.prometheus import (
 from tests.fixtures.services import free_port, running
 from tests.fixtures.serving import process, tiny
 from tests.fixtures.statsd import Exporter, airflow_statistics
+
+pytestmark = pytest.mark.timeout(1200)
 
 TEXTS = {
     "mysql": "mysql-exporter:9104",
@@ -115,7 +117,8 @@ def keep_busy(stop: threading.Event, *actions: Callable[[], Any]) -> None:
     """Do all again and again: rates need counters that grow."""
     while not stop.is_set():
         for action in actions:
-            action()
+            with suppress(httpx.HTTPError):  # an answer that came too late: the next one may come in time
+                action()
         stop.wait(0.05)
 
 
@@ -188,7 +191,7 @@ def world(
                 stop,
                 lambda: predict(gateway, tiny.picture(1, 2, 3, 4)),
                 lambda: predict(gateway, b"this is no picture"),
-                lambda: httpx.get(f"http://{addresses['mlflow:5000']}/version", trust_env=False),
+                lambda: httpx.get(f"http://{addresses['mlflow:5000']}/version", trust_env=False, timeout=30),
                 lambda: emit_airflow_statistics(exporter),
             ),
         )
@@ -244,7 +247,7 @@ def emit_airflow_statistics(exporter: Exporter) -> None:
     )
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it has not come"
@@ -311,7 +314,7 @@ def test_a_release_without_traffic_is_no_target_any_more(world: World) -> None:
     last = [world.releases[1].model_copy(update={"weight": 100})]
     world.gateway.set_upstreams("tiny", last, max_body_bytes=100_000)
     wait_until(lambda: len(world.api.jobs().get("serving", [])) == 1)
-    answer = httpx.get(f"{world.airflow_url}/airloom/targets", trust_env=False).json()
+    answer = httpx.get(f"{world.airflow_url}/airloom/targets", trust_env=False, timeout=60).json()
     assert answer == [{"targets": [urlsplit(last[0].url).netloc], "labels": {"pipeline": "tiny"}}]
 
 
@@ -330,10 +333,10 @@ def test_own_metrics_are_named_as_prometheus_wants_it(world: World, job: str) ->
     wait_until(lambda: job in world.api.jobs())
     targets = world.api.get("targets", state="active")["activeTargets"]
     url = next(target["scrapeUrl"] for target in targets if target["labels"]["job"] == job)
-    text = httpx.get(url, trust_env=False).text
+    text = httpx.get(url, trust_env=False, timeout=60).text
     assert "airloom_" in text
     command = [program("promtool"), "check", "metrics"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=180, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -348,5 +351,5 @@ def test_the_rules_tests_hold() -> None:
 
 def test_the_configuration_is_valid() -> None:
     command = [program("promtool"), "check", "config", str(MONITORING / "prometheus" / "prometheus.yml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -41,7 +41,7 @@ def test_success(stage_bench: StageBench) -> None:
 )
 def test_exit_codes(stage_bench: StageBench, do: str, code: int) -> None:
     job_exit, _ = stage_bench.run(do)
-    assert (job_exit.reason, job_exit.exit_code, job_exit.signal) == (ExitReason.EXITED, code, None)
+    assert (job_exit.reason, job_exit.exit_code, job_exit.signal) == (ExitReason.EXITED, code, None), job_exit
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_exit_codes(stage_bench: StageBench, do: str, code: int) -> None:
 )
 def test_signals(stage_bench: StageBench, do: str, number: int) -> None:
     job_exit, _ = stage_bench.run(do)
-    assert (job_exit.reason, job_exit.signal, job_exit.exit_code) == (ExitReason.SIGNALLED, number, None)
+    assert (job_exit.reason, job_exit.signal, job_exit.exit_code) == (ExitReason.SIGNALLED, number, None), job_exit
 
 
 def test_unusable_request(stage_bench: StageBench) -> None:
@@ -69,7 +69,7 @@ def test_no_checkout(stage_bench: StageBench, tmp_path: Path) -> None:
 def test_memory_limit(stage_bench: StageBench, do: str) -> None:
     handle = stage_bench.start(do, memory_bytes=150 * 2**20)
     job_exit = stage_bench.runner.wait(handle, lambda line: None, lambda: False)
-    assert job_exit.reason is ExitReason.MEMORY_LIMIT
+    assert job_exit.reason is ExitReason.MEMORY_LIMIT, job_exit
     assert job_exit.peak_memory_bytes > 150 * 2**20
     assert processes_of(handle.id) <= {handle.pid}  # who watched it ends a moment after it has said so
 
@@ -77,7 +77,7 @@ def test_memory_limit(stage_bench: StageBench, do: str) -> None:
 def test_timeout(stage_bench: StageBench) -> None:
     handle = stage_bench.start("family", timeout_seconds=1.0, grace_seconds=0.2, params={"ignore": True})
     job_exit = stage_bench.runner.wait(handle, lambda line: None, lambda: False)
-    assert job_exit.reason is ExitReason.TIMEOUT
+    assert job_exit.reason is ExitReason.TIMEOUT, job_exit
     assert job_exit.seconds >= 1.0
     assert processes_of(handle.id) <= {handle.pid}  # who watched it ends a moment after it has said so
 
@@ -220,7 +220,7 @@ from airloom.contract import Stage
 workspace, checkout = Path(sys.argv[1]), Path(sys.argv[2])
 runner = ProcessRunner(poll_seconds=0.05)
 handle = runner.start(StageJob(pipeline="digits", run_id="run-1", stage=Stage.PREPROCESS, key="key",
-                               workspace=workspace, checkout=checkout, memory_bytes=2**30, timeout_seconds=60))
+                               workspace=workspace, checkout=checkout, memory_bytes=2**30, timeout_seconds=600))
 print(handle.id, flush=True)
 runner.wait(handle, lambda line: print(line, flush=True), lambda: False)
 """

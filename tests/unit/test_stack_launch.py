@@ -219,6 +219,33 @@ def as_written(settings: Settings, monkeypatch: pytest.MonkeyPatch, *, seed: boo
     return ran
 
 
+@pytest.mark.parametrize(
+    ("mode", "ok", "found"), [(0o666, True, "-rw-rw-rw-"), (0o600, False, "-rw-------"), (None, False, "no ")]
+)
+def test_a_rootless_builder_needs_a_tun_device_that_is_open_to_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None, ok: bool, found: str
+) -> None:
+    monkeypatch.setattr(doctor, "TUN", tmp_path / "tun")
+    if mode is not None:
+        doctor.TUN.touch()
+        doctor.TUN.chmod(mode)
+    (check,) = doctor._tun()
+    assert check.ok is ok
+    assert check.found.startswith(found)
+    assert f"chmod 0666 {doctor.TUN}" in check.advice
+
+
+@pytest.mark.parametrize(
+    ("named", "variable", "local"),
+    [("", "", True), ("unix:///run/docker.sock", "tcp://far:2376", True), ("", "tcp://far:2376", False)],
+)
+def test_an_engine_elsewhere_has_its_own_devices(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, named: str, variable: str, local: bool
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", variable)
+    assert doctor._is_local(settings.model_copy(update={"docker_host": named})) is local
+
+
 def test_databases_are_there_before_what_keeps_its_tables_in_them(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,7 +146,11 @@ def test_how_it_ended(found: dict[str, Any] | None, stopped: bool, reason: ExitR
     ("ended", "said"),
     [
         (JobExit(ExitReason.EXITED, exit_code=3, seconds=2.0), ("exit code 3 after 2 s", "see its log")),
-        (JobExit(ExitReason.EXITED, exit_code=137), ("exit code 137", "signal 9", "docker stop or kill")),
+        (
+            JobExit(ExitReason.EXITED, exit_code=137),
+            ("exit code 137", "signal 9", "docker stop or kill", "want of memory"),
+        ),
+        (JobExit(ExitReason.EXITED, exit_code=139), ("exit code 139", "signal 11", "or it crashed")),
         (JobExit(ExitReason.MEMORY_LIMIT), ("its limit of 64 MiB", "raise mem_limit")),
         (JobExit(ExitReason.LOST), ("was removed", "starts it anew")),
         (JobExit(ExitReason.NOT_STARTED, detail='exec: "x": not found'), ("could not be started", "command")),

@@ -74,7 +74,7 @@ class ServingProcess:
             )
         return self
 
-    def wait_for(self, status: int = 200, seconds: float = 60) -> httpx.Response:
+    def wait_for(self, status: int = 200, seconds: float = 240) -> httpx.Response:
         """The first answer of /health with this status."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -89,7 +89,7 @@ class ServingProcess:
             time.sleep(0.05)
         raise AssertionError(f"no {status} from /health in {seconds} s:\n{self.log.read_text()[-3000:]}")
 
-    def end(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> int:
+    def end(self, number: signal.Signals = signal.SIGTERM, seconds: float = 120) -> int:
         """Send a signal and give the exit code."""
         assert self.process is not None
         if self.process.poll() is None:

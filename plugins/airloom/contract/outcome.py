@@ -48,24 +48,27 @@ class Deployment(Frozen):
 
     Attributes:
         state: `canary` while traffic moves, `live` when all of it has, `rolled_back` when the
-            release was withdrawn and `previous` answers.
+            release was withdrawn and `previous` answers. `superseded`, which is returned and never stored, when
+            `previous` is of a later run and goes on answering.
         url: of the serving process itself; clients use the gateway.
+        pinned_at: when the run that brought what answers was pinned to its commits; None: not known.
     """
 
     pipeline: str
     release: str
     previous: str | None
     url: str
-    state: Literal["canary", "live", "rolled_back"]
+    state: Literal["canary", "live", "rolled_back", "superseded"]
     updated_at: datetime
     detail: str = ""
+    pinned_at: datetime | None = None
 
 
 class VerifyReport(Frozen):
     """Answers that came through the gateway, held against the evaluation's.
 
     Attributes:
-        superseded_by: the release of a later run that had taken the traffic before anything was checked.
+        superseded_by: the release of a later run that had the traffic before anything was checked.
     """
 
     release: str

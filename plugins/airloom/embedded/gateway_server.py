@@ -67,6 +67,7 @@ def base_config(settings: Settings, routes: list[dict[str, Any]]) -> dict[str, A
         "no_answer",
         "no process of this model is ready to answer",
         hint="try again in a while; where the platform runs, airloom status tells more",
+        headers={"Retry-After": ["2"]},
     )
     return {
         "admin": {"listen": _admin_address(settings.gateway_admin)},
@@ -88,14 +89,16 @@ def base_config(settings: Settings, routes: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-def _error(status: str, kind: str, message: str, *, hint: str | None = None) -> dict[str, Any]:
+def _error(
+    status: str, kind: str, message: str, *, hint: str | None = None, headers: dict[str, list[str]] | None = None
+) -> dict[str, Any]:
     """The route that answers so, in the form in which a serving process tells its errors."""
     return {
         "handle": [
             {
                 "handler": "static_response",
                 "status_code": status,
-                "headers": {"Content-Type": ["application/json"]},
+                "headers": {"Content-Type": ["application/json"], **(headers or {})},
                 "body": json.dumps({"error": {"type": kind, "message": message, "hint": hint}}),
             }
         ]

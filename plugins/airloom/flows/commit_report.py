@@ -53,7 +53,7 @@ def report_verified(
     """Say that a release answers, and publish it on the git server with its model card."""
     text = f"release {release.version} of {plan.pipeline} answers: model {release.model_version}, {_metrics(release)}"
     if report.superseded_by:
-        text = f"release {release.version} of {plan.pipeline} was deployed; {report.superseded_by} answers by now"
+        text = f"release {release.version} of {plan.pipeline} was made; {report.superseded_by} of a later run answers"
     _set(hooks, plan, tuple(plan.stages), (RELEASE, "success", text))
     code = plan.code_of(Stage.TRAIN)
     tag = RELEASE_TAG.format(pipeline=plan.pipeline, version=release.version)

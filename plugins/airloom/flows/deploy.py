@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from airloom.contract import Deployment, Release, RunPlan
@@ -45,7 +46,8 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
     Each step lasts `canary.step_time`. The release must answer the evaluation's reference rows as the evaluation
     did; at every step its 5xx rate (of all its traffic) and its median latency (of probes sent to both releases by
     turns) must keep within the pipeline's bounds. The earlier release goes on running until `verify` has passed.
-    Killed and tried again, it starts over.
+    Killed and tried again, it starts over. Where what answers is of a run that was pinned later, such as one of a
+    revert that had less to do, that goes on answering, and nothing is started.
 
     Raises:
         RolledBackError: the release did not hold; the earlier one answers again, with all traffic.
@@ -55,20 +57,43 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
     target = target_of(hooks, spec)
     with one_at_a_time(hooks, plan.pipeline):
         before = deployment(hooks, plan.pipeline)
-        previous = answering(before)
+        previous, pinned_at = answering(before), before.pinned_at if before else None
         if previous == release.version:
             previous = before.previous if before else None
             url = target.start(release, ensure_bundle(hooks, release), spec)
             direct(hooks, spec, (url, 100))
             on_step(f"release {release.version} answers already")
             return save(
-                hooks, pipeline=plan.pipeline, release=release.version, previous=previous, url=url, state="live"
+                hooks,
+                pipeline=plan.pipeline,
+                release=release.version,
+                previous=previous,
+                url=url,
+                state="live",
+                pinned_at=max(pinned_at or plan.created_at, plan.created_at),
             )
+        if previous and pinned_at and pinned_at > plan.created_at:
+            found = _superseded(plan, release, previous, pinned_at)
+            on_step(f"release {release.version} is superseded {found.detail}")
+            return found
         old_url = target.url(plan.pipeline, previous) if previous else None
         try:
-            return _roll_out(hooks, spec, target, release, previous=previous, old_url=old_url, on_step=on_step)
+            url = _roll_out(
+                hooks, spec, target, release, previous=previous, old_url=old_url, pinned_at=pinned_at, on_step=on_step
+            )
+            return save(
+                hooks,
+                pipeline=plan.pipeline,
+                release=release.version,
+                previous=previous,
+                url=url,
+                state="live",
+                pinned_at=plan.created_at,
+            )
         except (PlatformError, ServiceError, RolledBackError) as error:
-            reason = undo(hooks, spec, target, release, previous=previous, old_url=old_url, error=error)
+            reason = undo(
+                hooks, spec, target, release, previous=previous, old_url=old_url, pinned_at=pinned_at, error=error
+            )
             on_step(reason)
             raise RolledBackError(reason, hint=f"release {release.version} is kept; mend its cause and push") from error
 
@@ -81,9 +106,14 @@ def undo(
     *,
     previous: str | None,
     old_url: str | None,
+    pinned_at: datetime | None,
     error: AirloomError,
 ) -> str:
-    """Give all traffic back to the earlier release and end this one; what happened, for people."""
+    """Give all traffic back to the earlier release and end this one; what happened, for people.
+
+    Args:
+        pinned_at: when the run that brought the earlier release was pinned, if that is known.
+    """
     if old_url:
         direct(hooks, spec, (old_url, 100))
     else:
@@ -99,6 +129,7 @@ def undo(
         previous=previous,
         url=old_url or "",
         state="rolled_back",
+        pinned_at=pinned_at,
         detail=reason,
     )
     return reason
@@ -112,8 +143,10 @@ def _roll_out(
     *,
     previous: str | None,
     old_url: str | None,
+    pinned_at: datetime | None,
     on_step: OnStep,
-) -> Deployment:
+) -> str:
+    """Move the traffic; the URL of the release, which has all of it then."""
     bundle = ensure_bundle(hooks, release)
     on_step(f"starting release {release.version}" + (f" beside {previous}" if old_url else ""))
     url = target.start(release, bundle, spec)
@@ -127,13 +160,38 @@ def _roll_out(
             direct(hooks, spec, (url, 100))
             on_step("100% of the traffic: there was no earlier release")
         else:
-            save(hooks, pipeline=spec.name, release=release.version, previous=previous, url=url, state="canary")
+            save(
+                hooks,
+                pipeline=spec.name,
+                release=release.version,
+                previous=previous,
+                url=url,
+                state="canary",
+                pinned_at=pinned_at,
+            )
             with ServingClient(old_url) as old:
                 for percent in spec.deploy.canary.steps:
                     direct(hooks, spec, (old_url, 100 - percent), (url, percent))
                     figures = _watch(spec.deploy.canary, rows, old=old, new=new)
                     on_step(f"{percent}% of the traffic: {figures}")
-    return save(hooks, pipeline=spec.name, release=release.version, previous=previous, url=url, state="live")
+    return url
+
+
+def _superseded(plan: RunPlan, release: Release, by: str, pinned_at: datetime) -> Deployment:
+    detail = (
+        f"by release {by}, which answers: its run was pinned at {pinned_at:%Y-%m-%d %H:%M:%S}, this one at "
+        f"{plan.created_at:%Y-%m-%d %H:%M:%S}; to serve this one all the same, start a run of its commits"
+    )
+    return Deployment(
+        pipeline=plan.pipeline,
+        release=release.version,
+        previous=by,
+        url="",
+        state="superseded",
+        updated_at=datetime.now(UTC),
+        detail=detail,
+        pinned_at=pinned_at,
+    )
 
 
 def _watch(canary: Canary, rows: list[ReferenceRow], *, old: ServingClient, new: ServingClient) -> str:

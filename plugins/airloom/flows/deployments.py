@@ -85,6 +85,7 @@ def save(
     previous: str | None,
     url: str,
     state: Literal["canary", "live", "rolled_back"],
+    pinned_at: datetime | None,
     detail: str = "",
 ) -> Deployment:
     """Write what is deployed."""
@@ -96,6 +97,7 @@ def save(
         state=state,
         updated_at=datetime.now(UTC),
         detail=detail,
+        pinned_at=pinned_at,
     )
     hooks.store.put_json(hooks.settings.bucket_airloom, _key(pipeline), found.model_dump(mode="json"))
     return found

@@ -28,12 +28,14 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
 
     Every reference row must be answered by this release as the evaluation answered it, and an answer's receipt must
     lead back to this release. Then the model becomes the champion and earlier releases are drained and ended.
-    Where a later run's release has taken the traffic meanwhile, there is nothing left to verify.
+    Where a later run's release has the traffic, there is nothing to verify.
 
     Raises:
         RolledBackError: an answer was wrong; the earlier release answers again, with all traffic.
         UnavailableError: MLflow or the store did not answer; nothing was undone.
     """
+    if deployment.state == "superseded":
+        return VerifyReport(release=release.version, checked=0, equal=0, superseded_by=deployment.previous)
     spec = spec_of(plan)
     target = target_of(hooks, spec)
     rows = reference_rows(hooks, release)
@@ -51,7 +53,7 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
         except (ServiceError, RolledBackError, NotFoundError) as error:
             previous = deployment.previous
             old_url = target.url(plan.pipeline, previous) if previous else None
-            reason = undo(hooks, spec, target, release, previous=previous, old_url=old_url, error=error)
+            reason = undo(hooks, spec, target, release, previous=previous, old_url=old_url, pinned_at=None, error=error)
             if old_url and previous:
                 _make_champion(hooks, plan.pipeline, previous)
             raise RolledBackError(reason) from error

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 from airloom.hooks.runner import ExitReason, JobExit
 
+_SIGNAL_BASE = 128  # shells and engines report a signal as exit code 128 + number
 _NOT_FOUND = (126, 127)  # what shells, and the engine's first process, say of programs
 
 
@@ -30,10 +33,11 @@ def why_failed(ended: JobExit, *, memory_bytes: int | None, with_shell: bool) ->
     if ended.reason is ExitReason.NOT_STARTED:
         return f"the container could not be started: {ended.detail}\n  -> {missing}"
     code = ended.exit_code or 0
-    if code > 128:
+    if code > _SIGNAL_BASE:
+        otherwise = "the kernel did for want of memory" if code == _SIGNAL_BASE + signal.SIGKILL else "it crashed"
         return (
-            f"the container ended with exit code {code} after {ended.seconds:g} s: signal {code - 128}\n"
-            "  -> somebody ended it (docker stop or kill, a restart of the engine), or it crashed; see its log"
+            f"the container ended with exit code {code} after {ended.seconds:g} s: signal {code - _SIGNAL_BASE}\n"
+            f"  -> somebody ended it (docker stop or kill, a restart of the engine), or {otherwise}; see its log"
         )
     said = f"the container ended with exit code {code} after {ended.seconds:g} s"
     if code in _NOT_FOUND:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ ENGINE_MINIMUM = (20, 10)
 COMPOSE_MINIMUM = (2, 24)
 MEMORY_MINIMUM_GIB = 6
 DISK_MINIMUM_GIB = 15
+TUN = Path("/dev/net/tun")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def check_machine(settings: Settings) -> list[Check]:
         *_values(config),
         *_registry(settings),
         *_builder(settings, compose),
+        *(_tun() if compose.builds_beside and _is_local(settings) else ()),
         *_mounts(settings, config),
         *_ports(compose, config),
     ]
@@ -171,6 +175,22 @@ def _builder(settings: Settings, compose: Compose) -> Iterator[Check]:
             return
         rootless = any("name=rootless" in option for option in info.get("SecurityOptions") or ())
         yield Check("builder", True, f"{info['ServerVersion']}{', rootless' if rootless else ''}", needed)
+
+
+def _is_local(settings: Settings) -> bool:
+    """Whether the engine is this machine's."""
+    address = settings.docker_host or os.environ.get("DOCKER_HOST", "")
+    return not address or address.startswith("unix:")
+
+
+def _tun() -> Iterator[Check]:
+    """What a rootless engine's network begins with. udev opens it to all; where there is no udev, it may be root's."""
+    needed, advice = f"{TUN}, open to all users", f"modprobe tun; chmod 0666 {TUN}"
+    if not TUN.exists():
+        yield Check("builder's network", False, f"no {TUN}", needed, advice)
+        return
+    mode = TUN.stat().st_mode
+    yield Check("builder's network", mode & 0o006 == 0o006, stat.filemode(mode), needed, advice)
 
 
 def _owner(settings: Settings, user_id: int) -> Iterator[Check]:
