@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from airloom.cli.runs import summarize
 from airloom.contract import RunPlan
+from airloom.contract.plan import safe_run_id
 from airloom.errors import NotFoundError
 from airloom.hooks.serving import ServingClient
 from tests.e2e.conftest import Platform
@@ -45,8 +51,8 @@ def code_of(platform: Platform, run_id: str) -> dict[str, str]:
     return {repo: pin.commit for repo, pin in plan.code.items()}
 
 
-def run_of_push(platform: Platform, repo: str, commit: str, *, timeout: float = 600) -> dict[str, Any]:
-    """Wait for the run that a push has started, to its end; its summary."""
+def started_by_push(platform: Platform, repo: str, commit: str, *, timeout: float = 600) -> str:
+    """Wait for the run that a push starts, until it is pinned to its commits; its id."""
 
     def found() -> str | None:
         recent = platform.hooks.airflow.runs("digits", limit=10)
@@ -57,12 +63,39 @@ def run_of_push(platform: Platform, repo: str, commit: str, *, timeout: float = 
         pushes = platform.airloom("pushes", "--repo", repo, "-n", "3", "--json").stdout
         return f"{pushes}\n{platform.hooks.gitbucket.statuses(repo, commit)}"
 
-    run_id = platform.wait_for(f"a run of {repo}@{commit[:8]}", found, timeout, evidence=known)
+    run_id: str = platform.wait_for(f"a run of {repo}@{commit[:8]}", found, timeout, evidence=known)
+    return run_id
+
+
+def run_of_push(platform: Platform, repo: str, commit: str, *, timeout: float = 600) -> dict[str, Any]:
+    """Wait for the run that a push has started, to its end; its summary."""
+    run_id = started_by_push(platform, repo, commit, timeout=timeout)
     summary = summarize(platform.hooks, "digits", platform.ended(run_id))
     plan = RunPlan.model_validate(platform.returned(run_id, "resolve"))
     assert plan.trigger.kind == "push"
     assert commit[:8] in plan.trigger.detail
     return summary
+
+
+def process_of(platform: Platform, run_id: str, stage: str) -> dict[str, Any] | None:
+    """What is known of the process that a stage was started as last, which may have ended."""
+    file = platform.settings.workspaces_dir / "digits" / safe_run_id(run_id) / stage / "process.json"
+    try:
+        facts: dict[str, Any] = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return facts if facts.get("stage_pid") else None
+
+
+@contextmanager
+def held(pid: int) -> Iterator[None]:
+    """Let a process do nothing meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def picture(platform: Platform) -> bytes:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from airloom.hooks import process_tree
 from airloom.hooks.airflow_api import AirflowApi
 from airloom.hooks.mlflow_records import RUN_TAG
 from airloom.hooks.supervisor import ServiceState
-from tests.e2e.actions import STAGES
+from tests.e2e.actions import STAGES, held, process_of
 from tests.e2e.conftest import AIRLOOM, RUN_SECONDS, Platform
 from tests.fixtures.airflow import command_of, kill_worker
 from tests.fixtures.mlflow import runs_with
@@ -57,12 +57,7 @@ class Run:
 
     def process_file(self, stage: str) -> dict[str, Any] | None:
         """What is known of the process that the stage was started as last, which may have ended."""
-        folder = self.platform.settings.workspaces_dir / "digits" / safe_run_id(self.id) / stage
-        try:
-            facts: dict[str, Any] = json.loads((folder / "process.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-        return facts if facts.get("stage_pid") else None
+        return process_of(self.platform, self.id, stage)
 
     def stage_process(self, stage: str) -> dict[str, Any] | None:
         """The stage's process file while the stage's own process lives."""
@@ -214,17 +209,6 @@ class Client:
                     answer = type(error).__name__
                 self.answers.append((time.monotonic(), answer))
                 time.sleep(0.02)
-
-
-@contextmanager
-def held(pid: int) -> Iterator[None]:
-    """Let a process do nothing meanwhile."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager

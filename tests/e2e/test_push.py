@@ -12,7 +12,7 @@ from airloom.contract import DataVersion, Deployment, RunPlan
 from airloom.flows.build import STATUS_CONTEXT
 from airloom.flows.deployments import deployment
 from airloom.flows.release import release_of, releases
-from tests.e2e.actions import PARAMS, caches, code_of, edit, picture, run_of_push
+from tests.e2e.actions import PARAMS, caches, code_of, edit, held, picture, process_of, run_of_push, started_by_push
 from tests.e2e.conftest import Platform
 from tests.e2e.traffic import Traffic
 
@@ -267,6 +267,33 @@ def test_push_that_changes_preprocessing_makes_another_data_version(platform: Pl
         shown = platform.airloom("lineage", subject).stdout
         assert wanted in shown, f"lineage {subject} does not lead to {wanted}\n{shown}"
         assert commit[:8] in shown
+
+
+def test_a_revert_is_served_though_what_it_reverts_ends_later(platform: Platform, modelling: Path) -> None:
+    """A comment in the code that a model carries: another release, as good as the one before it."""
+    before, was_champion = deployed(platform).release, champion(platform)
+    file = modelling / "image_classifier" / "config.py"
+    good = file.read_text()
+    file.write_text(f"{good}# Not for long.\n")
+    mistake = platform.push(modelling, "Make a mistake")
+    run_id = started_by_push(platform, "ds_mlmodeling", mistake)
+    training = platform.wait_for("its training", lambda: process_of(platform, run_id, "train"))
+    with held(training["stage_pid"]):
+        file.write_text(good)
+        revert = platform.push(modelling, "Revert it")
+        summary = run_of_push(platform, "ds_mlmodeling", revert)
+        assert (summary["state"], summary["verdict"]) == ("success", "promoted"), summary
+        assert (platform.deployed(), deployed(platform).state) == (before, "live")
+    late = platform.ended(run_id)
+    assert late["state"] == "success", platform.reasons(run_id)
+    made = platform.returned(run_id, "release")["version"]
+    assert made == next_patch(before)
+    found = platform.returned(run_id, "deploy")
+    assert (found["state"], found["previous"]) == ("superseded", before), found
+    assert platform.returned(run_id, "verify")["superseded_by"] == before
+    assert (platform.deployed(), champion(platform)) == (before, was_champion)
+    said = {status["context"]: status for status in platform.hooks.gitbucket.statuses("ds_mlmodeling", mistake)}
+    assert said["airloom/release/digits"]["description"].endswith(f"{before} of a later run answers")
 
 
 def test_run_of_older_commits_gives_their_data_and_figures_again(platform: Platform) -> None:

@@ -326,8 +326,8 @@ def test_a_run_that_was_pinned_earlier_takes_no_traffic_from_a_later_one(world: 
     late = world.release("1.0.2")
     deployed = world.deploy(late)
     assert (deployed.state, deployed.release, deployed.previous) == ("superseded", "1.0.2", "1.0.1")
-    assert "by release 1.0.1, which answers: its run was pinned at" in deployed.detail
-    assert world.steps[-1].startswith("release 1.0.2 is superseded by release 1.0.1")
+    assert deployed.detail.startswith("release 1.0.1 answers, whose run was pinned later: at ")
+    assert world.steps[-1].startswith("release 1.0.2 is superseded: release 1.0.1 answers")
     assert deployments.deployment(world.hooks, world.pipeline) == stored
     assert world.answers() == {"1.0.1"}
     assert "1.0.2" not in {call.args[0].version for call in world.target.start.call_args_list}

@@ -276,13 +276,30 @@ def test_a_runs_note_has_the_build_of_each_commit() -> None:
         "    http://jenkins/job/r/7/console",
     ]
     page = RunPage("digits", "one", "success", {"resolve": plan.model_dump(mode="json")}, (), builds={"r": record})
-    templates = Environment(loader=PackageLoader("airloom.airflow_pages"), autoescape=True)
-    templates.filters |= {"short": str, "figure": str}
-    html = templates.get_template("run.html").render(airflow_url="", run=page, run_part="one")
+    html = _run_page(page)
     assert '<a href="http://jenkins/job/r/7/console">built</a> in 4.6 s' in html
     assert f"<code>{image.pull_ref}</code>" in html
     without = record.model_copy(update={"image": None, "url": ""})
     assert plan_note(plan, {"r": without}).splitlines()[at + 1 :] == ["    built in 4.6 s"]
+
+
+def test_the_page_of_a_run_that_a_later_one_has_overtaken() -> None:
+    results = {
+        "release": {"version": "1.0.5", "model_name": "digits", "model_version": "7"},
+        "deploy": {"state": "superseded", "detail": "release 1.0.6 answers, whose run was pinned later"},
+        "verify": {"equal": 0, "checked": 0, "superseded_by": "1.0.6", "sample_prediction_ids": []},
+    }
+    html = _run_page(RunPage("digits", "one", "success", results, ()))
+    assert '<span class="badge superseded">superseded</span> release 1.0.6 answers' in html
+    assert "no: release 1.0.6 of a later run answers" in html
+    results["verify"] = {"equal": 5, "checked": 5, "superseded_by": None, "sample_prediction_ids": []}
+    assert "5 of 5 answers equal the evaluation" in _run_page(RunPage("digits", "one", "success", results, ()))
+
+
+def _run_page(page: RunPage) -> str:
+    templates = Environment(loader=PackageLoader("airloom.airflow_pages"), autoescape=True)
+    templates.filters |= {"short": str, "figure": str}
+    return templates.get_template("run.html").render(airflow_url="", run=page, run_part="one")
 
 
 def test_notes_are_short_and_never_fail() -> None:

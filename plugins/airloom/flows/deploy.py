@@ -74,7 +74,7 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
             )
         if previous and pinned_at and pinned_at > plan.created_at:
             found = _superseded(plan, release, previous, pinned_at)
-            on_step(f"release {release.version} is superseded {found.detail}")
+            on_step(f"release {release.version} is superseded: {found.detail}")
             return found
         old_url = target.url(plan.pipeline, previous) if previous else None
         try:
@@ -179,7 +179,7 @@ def _roll_out(
 
 def _superseded(plan: RunPlan, release: Release, by: str, pinned_at: datetime) -> Deployment:
     detail = (
-        f"by release {by}, which answers: its run was pinned at {pinned_at:%Y-%m-%d %H:%M:%S}, this one at "
+        f"release {by} answers, whose run was pinned later: at {pinned_at:%Y-%m-%d %H:%M:%S}, this one at "
         f"{plan.created_at:%Y-%m-%d %H:%M:%S}; to serve this one all the same, start a run of its commits"
     )
     return Deployment(

@@ -200,7 +200,9 @@ class FlowOperator(BaseOperator, SkipMixin):
         elif isinstance(result, Release):
             note_task(hooks, context, f"release {result.version}: {result.model_name} version {result.model_version}")
         elif isinstance(result, Deployment):
-            note_task(hooks, context, f"{result.release} is {result.state} {result.detail}".strip())
+            note_task(
+                hooks, context, f"{result.release} is {result.state}" + f": {result.detail}" * bool(result.detail)
+            )
         elif isinstance(result, VerifyReport):
             checked = f"release {result.release}: {result.equal} of {result.checked} answers are the evaluation's"
             later = f"release {result.superseded_by} of a later run answers instead of {result.release}"
