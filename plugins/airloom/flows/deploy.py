@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airloom.contract import Deployment, Release, RunPlan
@@ -55,6 +56,7 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
     """
     spec = spec_of(plan)
     target = target_of(hooks, spec)
+    live = partial(save, hooks, pipeline=plan.pipeline, release=release.version, state="live")
     with one_at_a_time(hooks, plan.pipeline):
         before = deployment(hooks, plan.pipeline)
         previous, pinned_at = answering(before), before.pinned_at if before else None
@@ -63,15 +65,7 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
             url = target.start(release, ensure_bundle(hooks, release), spec)
             direct(hooks, spec, (url, 100))
             on_step(f"release {release.version} answers already")
-            return save(
-                hooks,
-                pipeline=plan.pipeline,
-                release=release.version,
-                previous=previous,
-                url=url,
-                state="live",
-                pinned_at=max(pinned_at or plan.created_at, plan.created_at),
-            )
+            return live(previous=previous, url=url, pinned_at=max(pinned_at or plan.created_at, plan.created_at))
         if previous and pinned_at and pinned_at > plan.created_at:
             found = _superseded(plan, release, previous, pinned_at)
             on_step(f"release {release.version} is superseded: {found.detail}")
@@ -81,15 +75,7 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
             url = _roll_out(
                 hooks, spec, target, release, previous=previous, old_url=old_url, pinned_at=pinned_at, on_step=on_step
             )
-            return save(
-                hooks,
-                pipeline=plan.pipeline,
-                release=release.version,
-                previous=previous,
-                url=url,
-                state="live",
-                pinned_at=plan.created_at,
-            )
+            return live(previous=previous, url=url, pinned_at=plan.created_at)
         except (PlatformError, ServiceError, RolledBackError) as error:
             reason = undo(
                 hooks, spec, target, release, previous=previous, old_url=old_url, pinned_at=pinned_at, error=error
