@@ -6,7 +6,6 @@ file in `secrets_dir`, made by `airloom init`, and read when it is needed.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import ipaddress
 import os
@@ -378,8 +377,14 @@ def _check_names(local: Path, documented: Path) -> None:
     def own(path: Path) -> set[str]:
         return {name.removeprefix("AIRLOOM_") for name in dotenv_values(path) if name.startswith("AIRLOOM_")}
 
-    known = {name.upper() for name in Settings.model_fields} | own(documented)
-    for name in sorted(own(local) - known):
+    fields = {name.upper() for name in Settings.model_fields}
+    unknown = own(local) - fields
+    if not unknown:  # every command and every parsing comes here
+        return
+    import difflib
+
+    known = fields | own(documented)
+    for name in sorted(unknown - known):
         close = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
             f"{local}: AIRLOOM_{name} is no setting",

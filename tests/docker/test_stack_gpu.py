@@ -13,7 +13,7 @@ from airloom.hooks.docker_engine import connect
 from airloom.hooks.docker_gpu import probe_gpus
 from airloom.settings import Settings
 from airloom.stack import doctor
-from airloom.stack.compose import compose_command
+from airloom.stack.compose import Compose, compose_command
 from tests.conftest import ROOT
 
 
@@ -28,9 +28,9 @@ def test_an_engine_is_asked_for_gpus_only_where_they_are_wanted(
     monkeypatch.setattr(docker_gpu, "uuid4", lambda: SimpleNamespace(hex=tag))
     here = settings.model_copy(update={"project": ROOT})
     monkeypatch.setenv("COMPOSE_PROFILES", "seaweedfs,forge")
-    assert list(doctor._gpu(here)) == []
+    assert list(doctor._gpu(here, Compose(here).config())) == []
     monkeypatch.setenv("COMPOSE_PROFILES", "seaweedfs,forge,gpu")
-    (check,) = doctor._gpu(here)
+    (check,) = doctor._gpu(here, Compose(here).config())
     api = connect(settings)
     has_gpus = probe_gpus(api) is None
     assert check.ok is has_gpus

@@ -256,9 +256,11 @@ def test_store_mlflow_and_scheduler_are_killed(platform: Platform) -> None:
     killed = kill(platform, "s3", wait=False)
     run.wait_for_start("train")
     wait_for_return(platform, killed)
-    kill(platform, "mlflow", wait=False)
+    stopped = kill(platform, "mlflow", wait=False)
     kill(platform, "airflow-scheduler")
-    run.end()
+    tasks = run.end()
+    wait_for_return(platform, stopped)
+    assert {tasks[stage]["state"] for stage in STAGES} == {"success"}, run.reasons()
 
 
 def test_marked_as_failed_ends_the_training(platform: Platform) -> None:

@@ -12,7 +12,18 @@ from airloom.contract import DataVersion, Deployment, RunPlan
 from airloom.flows.build import STATUS_CONTEXT
 from airloom.flows.deployments import deployment
 from airloom.flows.release import release_of, releases
-from tests.e2e.actions import PARAMS, caches, code_of, edit, held, picture, process_of, run_of_push, started_by_push
+from tests.e2e.actions import (
+    PARAMS,
+    STAGES,
+    caches,
+    code_of,
+    edit,
+    held,
+    picture,
+    process_of,
+    run_of_push,
+    started_by_push,
+)
 from tests.e2e.conftest import Platform
 from tests.e2e.traffic import Traffic
 
@@ -20,9 +31,6 @@ LEARNS = "functional.cross_entropy(logits, labels, label_smoothing=label_smoothi
 LEARNS_NOTHING = "functional.cross_entropy(logits * 0, labels, label_smoothing=label_smoothing)"
 PACKED = "rows_per_shard=params.rows_per_shard)"
 ENCODED = "value = served.predictor.encode(output)"
-# That clients have asked all the time. How many a second are answered is the machine's affair: a busy one answers
-# fewer, and the run takes the longer.
-ENOUGH = 300
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,7 @@ def test_push_of_a_worse_model_is_rejected_and_the_champion_answers(platform: Pl
     assert (platform.deployed(), champion(platform)) == (before, was_champion)
     assert clients.failures == []
     assert set(clients.releases) == {before}
-    assert clients.answers >= ENOUGH
+    assert clients.per_second >= 50
 
 
 def test_push_of_a_good_model_is_served_and_no_request_is_lost(platform: Platform, modelling: Path) -> None:
@@ -107,7 +115,7 @@ def test_push_of_a_good_model_is_served_and_no_request_is_lost(platform: Platfor
     assert build_status(platform, "ds_mlmodeling", commit)["state"] == "success"
     assert clients.failures == []
     assert set(clients.releases) == {before, now}
-    assert clients.answers >= ENOUGH
+    assert clients.per_second >= 50
 
 
 def test_push_that_cannot_run_says_where_and_the_next_one_works(platform: Platform, serving: Path) -> None:
@@ -126,7 +134,7 @@ def test_push_that_cannot_run_says_where_and_the_next_one_works(platform: Platfo
     commit = platform.push(serving, "Mend the syntax")
     summary = run_of_push(platform, "ds_modelserving", commit)
     assert summary["state"] == "success", summary
-    assert set(caches(summary).values()) == {"hit"}, summary
+    assert caches(summary) == dict.fromkeys(STAGES, "hit"), summary
     now = release_of(platform.hooks, "digits", platform.deployed() or "")
     assert now.version == next_patch(before.version)
     assert now.serving_commit == commit
@@ -166,7 +174,7 @@ def test_release_that_answers_wrongly_gets_no_traffic(platform: Platform, servin
     assert "reference answers differ from the evaluation's" in reason, reason
     assert clients.failures == []
     assert set(clients.releases) == {before}
-    assert clients.answers >= ENOUGH
+    assert clients.per_second >= 50
 
 
 def test_release_that_fails_under_traffic_is_rolled_back_and_the_next_one_is_served(
@@ -246,7 +254,7 @@ def test_push_that_changes_preprocessing_makes_another_data_version(platform: Pl
     commit = platform.push(work, "Pack fewer rows into a shard")
     summary = run_of_push(platform, "de_datapreprocessing", commit)
     assert (summary["state"], summary["verdict"]) == ("success", "promoted"), summary
-    assert set(caches(summary).values()) == {"miss"}, summary
+    assert caches(summary) == dict.fromkeys(STAGES, "miss"), summary
 
     version = data_of(platform, summary)
     assert {tag.name for tag in platform.hooks.git.list_tags("de_datapreprocessing", "digits/")} - before == {
@@ -309,7 +317,7 @@ def test_run_of_older_commits_gives_their_data_and_figures_again(platform: Platf
     again = RunPlan.model_validate(platform.returned(summary["run_id"], "resolve"))
     assert again.spec_digest == plan.spec_digest, "an earlier test has left another configuration"
     assert {repo: pin.commit for repo, pin in again.code.items()}.items() >= older.items()
-    assert set(caches(summary).values()) == {"forced"}, summary
+    assert caches(summary) == dict.fromkeys(STAGES, "forced"), summary
     now = data_of(platform, summary)
     assert now.tag != then.tag
     assert (now.md5, now.digest) == (then.md5, then.digest)

@@ -19,7 +19,7 @@ class Traffic:
     Attributes:
         releases: release -> answers that it gave.
         failures: what each request got that was not answered by 200; at most as many as were sent.
-        answers: those of 200.
+        per_second: answers of 200, over the whole time.
     """
 
     def __init__(self, url: str, content: bytes) -> None:
@@ -30,12 +30,14 @@ class Traffic:
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(_CLIENTS)]
         self.releases: Counter[str] = Counter()
         self.failures: list[str] = []
+        self._seconds = 0.0
 
     @property
-    def answers(self) -> int:
-        return sum(self.releases.values())
+    def per_second(self) -> float:
+        return sum(self.releases.values()) / self._seconds
 
     def __enter__(self) -> Traffic:
+        self._started = time.monotonic()
         for thread in self._threads:
             thread.start()
         return self
@@ -46,6 +48,7 @@ class Traffic:
         self._stop.set()
         for thread in self._threads:
             thread.join(120)
+        self._seconds = time.monotonic() - self._started
 
     def _ask(self) -> None:
         due = time.monotonic()

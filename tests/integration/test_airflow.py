@@ -48,7 +48,12 @@ def run_trivial(airflow: RunningAirflow, conf: Mapping[str, Any] | None = None) 
 def test_all_components_are_healthy(airflow: RunningAirflow) -> None:
     # A heartbeat may come late where others use the machine, and counts as none until the next one.
     until(airflow.api.healthy, seconds=120, what=airflow.api.health)
-    assert airflow.api.health().keys() == {"metadatabase", "scheduler", "triggerer", "dag_processor"}
+    wanted = dict.fromkeys(("metadatabase", "scheduler", "triggerer", "dag_processor"), "healthy")
+
+    def states() -> dict[str, str]:
+        return {name: part["status"] for name, part in airflow.api.health().items()}
+
+    until(lambda: states() == wanted, seconds=120, what=states)
 
 
 def test_secrets_are_private(airflow: RunningAirflow) -> None:

@@ -171,13 +171,13 @@ def _has_main(hooks: Hooks, repo: str) -> bool:
 
 def _airflow(hooks: Hooks, on_progress: OnProgress) -> None:
     on_progress("Airflow", "working")
-    wanted = connections(hooks)
+    wanted, values = connections(hooks), variables(hooks.settings)
     for connection_id, connection in wanted.items():
         hooks.airflow.ensure_connection(connection_id, connection)
     hooks.airflow.ensure_pool(STAGE_POOL, hooks.settings.stage_slots, "Stages that run at once, of all pipelines")
-    for key, (value, text) in variables(hooks.settings).items():
+    for key, (value, text) in values.items():
         hooks.airflow.ensure_variable(key, value, text)
-    said = f"connections {', '.join(wanted)}; pool {STAGE_POOL}; variables {', '.join(variables(hooks.settings))}"
+    said = f"connections {', '.join(wanted)}; pool {STAGE_POOL}; variables {', '.join(values)}"
     on_progress("Airflow", f"done: {said}")
 
 

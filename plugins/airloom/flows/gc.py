@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airloom.hooks.connect import Hooks
 
 KEEP_DAYS = 7.0
-DAY_SECONDS = 86400
+_DAY_SECONDS = 86400
 
 
 class Removed(Frozen):
@@ -66,7 +66,7 @@ def free_room(settings: Settings, *, is_live: IsLive, keep_days: float = KEEP_DA
         raise ConfigError(f"days to keep must be 0 or more, found {keep_days:g}")
     ended = [] if dry_run else reap(settings, is_live=is_live)
     removed = []
-    oldest = time.time() - keep_days * DAY_SECONDS
+    oldest = time.time() - keep_days * _DAY_SECONDS
     for folder in sorted(path for path in settings.workspaces_dir.glob("*/*") if path.is_dir()):
         pipeline, run = folder.parent.name, folder.name
         size, written = _size_and_age(folder)
@@ -98,7 +98,7 @@ def collect(hooks: Hooks, *, keep_days: float = KEEP_DAYS, dry_run: bool = False
     settings = hooks.settings
     is_live = live_by_folder(hooks.airflow.live_runs())
     freed = free_room(settings, is_live=is_live, keep_days=keep_days, dry_run=dry_run)
-    age = keep_days * DAY_SECONDS
+    age = keep_days * _DAY_SECONDS
     leases = remove_old(hooks.store, settings.bucket_airloom, age_seconds=age, dry_run=dry_run)
     return freed.model_copy(update={"leases": leases})
 

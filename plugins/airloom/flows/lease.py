@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from airloom.contract import Frozen
 from airloom.errors import AirloomError, ConflictError, NotFoundError
-from airloom.hooks.process_tree import is_alive, start_of
+from airloom.hooks.process_tree import boot_id, is_alive, start_of
 
 if TYPE_CHECKING:
     from airloom.hooks.object_store import ObjectStore
@@ -242,7 +242,6 @@ def _myself(seconds: float) -> Holder:
 def _place() -> str:
     """The namespace of this process's id; with the machine's start, which `started` holds too, it is unique."""
     try:
-        machine = (start_of(os.getpid()) or "-").partition(":")[0]
-        return f"{machine}:{Path('/proc/self/ns/pid').stat().st_ino}"
+        return f"{boot_id()}:{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
         return uuid.uuid4().hex  # nobody's

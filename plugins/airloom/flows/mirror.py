@@ -48,12 +48,11 @@ def mirror(
     Raises:
         ConfigError: the installation has no registry.
     """
-    from airloom.hooks.docker_engine import connect, engine_errors
     from airloom.hooks.engine_images import EngineImages
 
     if not settings.registry:
         raise ConfigError("AIRLOOM_REGISTRY is empty, so there is nowhere to copy to", hint="set it in .env.local")
-    engine, api = EngineImages(settings), connect(settings)
+    engine = EngineImages(settings)
     copied: dict[str, str] = {}
     failed: list[str] = []
     by_image: dict[str, str] = {}
@@ -64,8 +63,7 @@ def mirror(
             try:
                 if engine.find(reference) is None:
                     engine.pull(reference)
-                with engine_errors():
-                    api.tag(reference, name, tag)
+                engine.tag(reference, name, tag)
                 by_image[reference] = f"{name}:{tag}@{engine.push(name, tag)}"
             except AirloomError as error:
                 failed.append(f"{variable}: {error.message}")

@@ -15,7 +15,7 @@ from airloom.hooks.docker_gpu import gpu_requests
 from airloom.hooks.log_tail import LogTail
 from airloom.hooks.runner import ExitReason, JobExit, OnLog, ShouldStop
 
-INSTANCE_LABEL = "airloom.instance"
+INSTANCE_LABEL, TRY_LABEL, KEY_LABEL = "airloom.instance", "airloom.try", "airloom.key"
 POLL_SECONDS = 0.2
 _RECONNECT_SECONDS = 1.0
 _LAST_LINES_SECONDS = 30.0

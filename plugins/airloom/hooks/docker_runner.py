@@ -19,7 +19,9 @@ from airloom.hooks import docker_files
 from airloom.hooks.docker_cache import CacheVolume, remove_sender
 from airloom.hooks.docker_container import (
     INSTANCE_LABEL,
+    KEY_LABEL,
     POLL_SECONDS,
+    TRY_LABEL,
     closed,
     engine_exit,
     is_gone,
@@ -140,8 +142,8 @@ class DockerRunner:
             "airloom.pipeline": job.pipeline,
             "airloom.run": job.run_id,
             "airloom.stage": job.stage.value,
-            "airloom.key": job.key,
-            "airloom.try": str(job.try_number),
+            KEY_LABEL: job.key,
+            TRY_LABEL: str(job.try_number),
             WORKSPACE_LABEL: str(workspace),
         }
         self._api.create_volume(name, labels={**labels, _IMAGE_LABEL: str(job.image)})
@@ -279,7 +281,7 @@ class DockerRunner:
     def _handle(self, workspace: Path, facts: dict[str, Any]) -> JobHandle:
         return JobHandle(
             id=facts["Id"],
-            key=facts["Config"]["Labels"]["airloom.key"],
+            key=facts["Config"]["Labels"][KEY_LABEL],
             workspace=workspace,
             label=f"container {facts['Id'][:12]}",
             running=bool(facts["State"]["Running"]),

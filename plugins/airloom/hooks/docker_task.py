@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from airloom.errors import AirloomError, ConflictError, ContractError, ServiceError
-from airloom.hooks.docker_container import INSTANCE_LABEL, POLL_SECONDS, engine_exit, is_gone, seconds_of, watch
+from airloom.hooks.docker_container import (
+    INSTANCE_LABEL,
+    KEY_LABEL,
+    POLL_SECONDS,
+    TRY_LABEL,
+    engine_exit,
+    is_gone,
+    seconds_of,
+    watch,
+)
 from airloom.hooks.docker_engine import EngineAddress, connect, connect_to, container_facts, engine_errors
 from airloom.hooks.docker_gpu import gpu_refusal
 from airloom.hooks.docker_private import folder_archive, with_boot
@@ -24,7 +33,6 @@ from airloom.hooks.runner import ExitReason, JobExit, OnLog, ShouldStop
 from airloom.settings import Settings
 
 DAG_LABEL, RUN_LABEL, TASK_LABEL, MAP_LABEL = "airloom.dag", "airloom.run", "airloom.task", "airloom.map_index"
-TRY_LABEL, KEY_LABEL = "airloom.try", "airloom.key"
 _CONFLICT = 409
 
 log = logging.getLogger(__name__)

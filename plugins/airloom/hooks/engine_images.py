@@ -46,6 +46,11 @@ class EngineImages:
         # Whose login it takes is told by the registry's own name.
         pull_image(self._api, self.called(reference), auth_of(self._settings, reference), builds=self._builds)
 
+    def tag(self, image: str, name: str, tag: str) -> None:
+        """Have `name:tag` name an image of the engine."""
+        with self._errors():
+            self._api.tag(image, self.called(name), tag)
+
     def push(self, name: str, tag: str) -> str:
         """Push an image; the digest of its manifest in the registry.
 

@@ -82,11 +82,6 @@ class ImageBuilder(EngineImages):
                 raise _failure(reference, done.returncode, said[-_TAIL_LINES:])
             return note.read_text(encoding="ascii").strip()
 
-    def tag(self, image: str, name: str, tag: str) -> None:
-        """Have `name:tag` name an image of the engine."""
-        with self._errors():
-            self._api.tag(image, self.called(name), tag)
-
     def run(
         self, image: str, folder: Path | None, command: list[str], *, limit_seconds: float
     ) -> tuple[int | None, str]:

@@ -22,7 +22,7 @@ def start_of(pid: int) -> str | None:
     fields = _stat(pid)
     if fields is None or fields[0] in _ENDED:
         return None
-    return f"{_boot_id()}:{fields[19].decode()}"
+    return f"{boot_id()}:{fields[19].decode()}"
 
 
 def is_alive(pid: int, started: str) -> bool:
@@ -144,7 +144,8 @@ def _proportional(pid: int) -> int:
     return _resident(pid)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Which start of the machine this is; `-` where it does not tell."""
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
     except OSError:

@@ -12,6 +12,7 @@ from airloom.contract import ImageRef, Release, Stage, StageRequest
 from airloom.errors import ConfigError
 from airloom.hooks.docker_container import INSTANCE_LABEL
 from airloom.hooks.docker_engine import connect, engine_errors, ensure_image
+from airloom.hooks.engine_images import EngineImages
 from airloom.spec.pipeline import PipelineSpec
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class ReleaseImages:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._api = connect(settings)
+        self._images = EngineImages(settings, self._api)
 
     def ensure(self, release: Release, bundle: Path, spec: PipelineSpec, published: ImageRef | None = None) -> str:
         """Have the engine hold a release's image, `<namespace>/<pipeline>:<version>`; its id.
@@ -48,18 +50,14 @@ class ReleaseImages:
             ConfigError: the release names no serving image.
             ServiceError: the engine or the registry refused or did not answer.
         """
-        from docker.errors import ImageNotFound
-
         name = self._name(release)
         with engine_errors():
             if published is not None:
                 ensure_image(self._api, self._settings, published.pull_ref)
                 self._api.tag(published.pull_ref, published.name, published.tag)
                 return str(self._api.inspect_image(published.pull_ref)["Id"])
-            try:
-                return str(self._api.inspect_image(f"{name}:{release.version}")["Id"])
-            except ImageNotFound:
-                return self._make(name, release, bundle, spec)
+            found = self._images.find(f"{name}:{release.version}")
+            return str(found["Id"]) if found else self._make(name, release, bundle, spec)
 
     def publish(self, release: Release, bundle: Path, spec: PipelineSpec) -> ImageRef:
         """Push a release's image, made now if the engine lacks it, and tag the serving image with the release.
@@ -71,19 +69,16 @@ class ReleaseImages:
             ServiceError: the engine or the registry refused.
             UnavailableError: one of them does not answer.
         """
-        from airloom.hooks.engine_images import EngineImages
-
         image = self.ensure(release, bundle, spec)
         name, serving = self._name(release), serving_image(release)
-        images = EngineImages(self._settings)
         if serving.pushed:
             # With the pipeline's name: several pipelines may serve by one repo, each with a 1.0.0.
             tag = f"{release.pipeline}-{release.version}"
             with engine_errors():
                 ensure_image(self._api, self._settings, serving.pull_ref)
-                self._api.tag(serving.pull_ref, serving.name, tag)
-            images.push(serving.name, tag)
-        digest = images.push(name, release.version)
+            self._images.tag(serving.pull_ref, serving.name, tag)
+            self._images.push(serving.name, tag)
+        digest = self._images.push(name, release.version)
         with engine_errors():
             size_bytes = int(self._api.inspect_image(image)["Size"])
         return ImageRef(

@@ -6,13 +6,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from airloom.contract import GateDecision, RunPlan
-from airloom.contract.build import BuildRecord
 from airloom.errors import AirloomError
 from airloom.operators.trigger import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from airloom.contract.build import BuildRecord
     from airloom.hooks.connect import Hooks
 
 log = logging.getLogger(__name__)

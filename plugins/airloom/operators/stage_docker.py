@@ -185,6 +185,7 @@ class StageDockerOperator(DockerOperator):
         return value
 
     def _start(self, job: TaskContainer, ti: Any) -> str:
+        from airloom.hooks.docker_container import TRY_LABEL
         from airloom.hooks.docker_engine import ensure_image
 
         login = login_from(self.docker_conn_id, required=True) if self.docker_conn_id else None
@@ -193,7 +194,7 @@ class StageDockerOperator(DockerOperator):
         labels = self.labels if isinstance(self.labels, dict) else dict.fromkeys(self.labels or (), "")
         return job.start(
             self._creation(job.api, {} if in_file else self._private_environment),
-            labels={**labels, "airloom.try": str(ti.try_number)},
+            labels={**labels, TRY_LABEL: str(ti.try_number)},
             private=self._private_environment if in_file else None,
             folder=self.result_path is not None,
         )

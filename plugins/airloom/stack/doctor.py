@@ -48,6 +48,7 @@ def check_machine(settings: Settings) -> list[Check]:
         return [*checks, Check("compose", False, error.message, "Compose, and files that it takes", error.hint or "")]
     return [
         *checks,
+        *_gpu(settings, config),
         *_owner(settings, int(compose.environment["AIRLOOM_UID"])),
         _compose_version(compose),
         *_values(config),
@@ -101,18 +102,17 @@ def _engine(settings: Settings) -> Iterator[Check]:
         )
     except OSError:  # a remote engine
         yield Check("disk", True, f"not known: {root} is not on this machine", f">= {DISK_MINIMUM_GIB} GiB")
-    yield from _gpu(settings)
 
 
-def _gpu(settings: Settings) -> Iterator[Check]:
+def _gpu(settings: Settings, config: dict[str, Any]) -> Iterator[Check]:
     """Whether the engine starts a container with GPUs: its API does not tell otherwise."""
+    if "dcgm-exporter" not in config["services"]:
+        return
     try:
-        if "dcgm-exporter" not in Compose(settings).config()["services"]:
-            return
         with closing(connect(settings)) as api, engine_errors():
             refusal = probe_gpus(api, "nvidia")
     except AirloomError:
-        return  # said of Compose or of the engine itself
+        return  # said of the engine itself
     advice = f"{refusal.hint}; or take gpu out of COMPOSE_PROFILES" if refusal else ""
     yield Check("GPUs", refusal is None, refusal.message if refusal else "a container starts with them", "GPUs", advice)
 
