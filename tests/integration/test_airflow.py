@@ -17,7 +17,7 @@ from airloom.contract.assets import stage_asset
 from airloom.embedded.airflow_server import airflow_home
 from airloom.errors import AuthError, ConfigError, NotFoundError, UnavailableError
 from airloom.hooks.airflow_api import AirflowApi
-from airloom.hooks.ledger import Ledger
+from airloom.hooks.ledger import Ledger, TaskOutcome
 from tests.fixtures.airflow import RunningAirflow, until
 
 pytestmark = pytest.mark.timeout(1200)
@@ -62,11 +62,22 @@ def test_secrets_are_private(airflow: RunningAirflow) -> None:
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
 
+def tries_of(ledger: Ledger, run_id: str, tasks: int) -> list[TaskOutcome]:
+    """All tries of so many tasks that have run: a listener is told of a try's end a moment after Airflow is."""
+
+    def ended() -> list[TaskOutcome] | None:
+        tries = ledger.tasks("trivial", run_id)
+        over = len({found.task for found in tries}) == tasks and all(found.state != "running" for found in tries)
+        return tries if over else None
+
+    return until(ended, seconds=120, what=lambda: f"what the ledger has: {ledger.tasks('trivial', run_id)}")
+
+
 def test_a_run_is_in_the_ledger_the_metrics_and_on_its_page(airflow: RunningAirflow) -> None:
     run_id, state = run_trivial(airflow)
     assert state == "success"
     ledger = Ledger.from_settings(airflow.settings)
-    tries = {found.task: found for found in ledger.tasks("trivial", run_id)}  # the last one of each task
+    tries = {found.task: found for found in tries_of(ledger, run_id, 2)}  # the last one of each task
     assert list(tries) == ["train", "gate"]
     train, gate = tries.values()
     assert (train.state, train.cache, train.values["loss"]) == ("success", "miss", 0.25)
@@ -101,7 +112,7 @@ def test_a_run_is_in_the_ledger_the_metrics_and_on_its_page(airflow: RunningAirf
 def test_a_failure_is_in_the_ledger_with_its_reason(airflow: RunningAirflow) -> None:
     run_id, state = run_trivial(airflow, {"fail": True})
     assert state == "failed"
-    tries = Ledger.from_settings(airflow.settings).tasks("trivial", run_id)
+    tries = tries_of(Ledger.from_settings(airflow.settings), run_id, 1)
     assert {(found.task, found.state) for found in tries} == {("train", "failed")}, tries
     # One of them may have failed for a reason of Airflow's own.
     asked = [found.attempt for found in tries if found.reason == "ValueError: asked to fail"]
