@@ -76,8 +76,9 @@ def state_of(summary: dict[str, Any], task: str) -> str:
     return next(str(found["state"]) for found in summary["tasks"] if found["task"] == task)
 
 
-def next_patch(version: str) -> str:
-    major, minor, patch = version.split(".")
+def next_release(platform: Platform) -> str:
+    """The number after the newest one's, which need not be what answers: one that was superseded has a number too."""
+    major, minor, patch = releases(platform.hooks, "digits")[-1].version.split(".")
     return f"{major}.{minor}.{int(patch) + 1}"
 
 
@@ -99,7 +100,7 @@ def test_push_of_a_worse_model_is_rejected_and_the_champion_answers(platform: Pl
 
 
 def test_push_of_a_good_model_is_served_and_no_request_is_lost(platform: Platform, modelling: Path) -> None:
-    before = platform.deployed()
+    before, wanted = platform.deployed(), next_release(platform)
     assert before is not None
     edit(modelling / "modeling" / "loss.py", LEARNS_NOTHING, LEARNS)
     edit(modelling / "modeling" / "train.py", PARAMS, f'{PARAMS}.model_copy(update={{"epochs": 5}})')
@@ -108,7 +109,7 @@ def test_push_of_a_good_model_is_served_and_no_request_is_lost(platform: Platfor
         summary = run_of_push(platform, "ds_mlmodeling", commit)
     assert (summary["state"], summary["verdict"]) == ("success", "promoted"), summary
     now = platform.deployed()
-    assert now == next_patch(before)
+    assert now == wanted
     release = release_of(platform.hooks, "digits", now)
     assert release.lineage["ds_mlmodeling"] == commit
     assert champion(platform) == release.model_version
@@ -120,7 +121,7 @@ def test_push_of_a_good_model_is_served_and_no_request_is_lost(platform: Platfor
 
 def test_push_that_cannot_run_says_where_and_the_next_one_works(platform: Platform, serving: Path) -> None:
     """The next one changes nothing but the serving: no stage runs again, and the model stays."""
-    before = release_of(platform.hooks, "digits", platform.deployed() or "")
+    before, wanted = release_of(platform.hooks, "digits", platform.deployed() or ""), next_release(platform)
     app = serving / "serving" / "app.py"
     good = app.read_text()
     app.write_text(f"{good}\ndef broken(:\n")
@@ -136,7 +137,7 @@ def test_push_that_cannot_run_says_where_and_the_next_one_works(platform: Platfo
     assert summary["state"] == "success", summary
     assert caches(summary) == dict.fromkeys(STAGES, "hit"), summary
     now = release_of(platform.hooks, "digits", platform.deployed() or "")
-    assert now.version == next_patch(before.version)
+    assert now.version == wanted
     assert now.serving_commit == commit
     assert (now.model_version, now.model_digest) == (before.model_version, before.model_digest)
     recent = [run["dag_run_id"] for run in platform.hooks.airflow.runs("digits", limit=5)]
@@ -246,7 +247,7 @@ def data_of(platform: Platform, summary: dict[str, Any]) -> DataVersion:
 
 
 def test_push_that_changes_preprocessing_makes_another_data_version(platform: Platform, tmp_path: Path) -> None:
-    served = release_of(platform.hooks, "digits", platform.deployed() or "")
+    served, wanted = release_of(platform.hooks, "digits", platform.deployed() or ""), next_release(platform)
     before = {tag.name for tag in platform.hooks.git.list_tags("de_datapreprocessing", "digits/")}
     work = platform.clone("de_datapreprocessing", tmp_path / "de_datapreprocessing")
     # The same rows in other files: what is learnt stays as good, so that the gate has nothing against it.
@@ -268,18 +269,18 @@ def test_push_that_changes_preprocessing_makes_another_data_version(platform: Pl
     assert now["rows"] == earlier["rows"]
     assert now["files"] > earlier["files"]
     release = release_of(platform.hooks, "digits", platform.deployed() or "")
-    assert release.version == next_patch(served.version)
+    assert release.version == wanted
     assert (release.data_tag, release.data_md5) == (version.tag, version.md5)
     assert release.lineage == served.lineage | {"de_datapreprocessing": commit}
-    for subject, wanted in ((f"digits-{release.version}", version.tag), (version.tag, f"digits-{release.version}")):
+    for subject, other in ((f"digits-{release.version}", version.tag), (version.tag, f"digits-{release.version}")):
         shown = platform.airloom("lineage", subject).stdout
-        assert wanted in shown, f"lineage {subject} does not lead to {wanted}\n{shown}"
+        assert other in shown, f"lineage {subject} does not lead to {other}\n{shown}"
         assert commit[:8] in shown
 
 
 def test_a_revert_is_served_though_what_it_reverts_ends_later(platform: Platform, modelling: Path) -> None:
     """A comment in the code that a model carries: another release, as good as the one before it."""
-    before, was_champion = deployed(platform).release, champion(platform)
+    before, was_champion, wanted = deployed(platform).release, champion(platform), next_release(platform)
     file = modelling / "image_classifier" / "config.py"
     good = file.read_text()
     file.write_text(f"{good}# Not for long.\n")
@@ -295,7 +296,7 @@ def test_a_revert_is_served_though_what_it_reverts_ends_later(platform: Platform
     late = platform.ended(run_id)
     assert late["state"] == "success", platform.reasons(run_id)
     made = platform.returned(run_id, "release")["version"]
-    assert made == next_patch(before)
+    assert made == wanted
     found = platform.returned(run_id, "deploy")
     assert (found["state"], found["previous"]) == ("superseded", before), found
     assert platform.returned(run_id, "verify")["superseded_by"] == before
