@@ -1,7 +1,7 @@
 # Every command of the project. Paths are relative, so the folder may have any name.
 .DEFAULT_GOAL := help
 .PHONY: help install demo up doctor up-embedded status logs down clean test lint format test-unit test-integration test-repos \
-        test-docker test-e2e bench lock
+        test-monitoring test-docker test-e2e test-e2e-docker bench lock
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -62,7 +62,7 @@ down: install ## stop the platform; its data stays
 clean: install ## remove all data, models, logs and secrets of this installation; asks first
 	@$(BIN)/airloom clean
 
-test: install lint test-unit test-integration test-docker test-e2e ## all tests, quickest first
+test: install lint test-unit test-integration test-monitoring test-docker test-e2e test-e2e-docker ## all tests, quickest first
 
 lint: install ## style, types, layers and spelling; changes nothing
 	$(BIN)/ruff check .
@@ -84,13 +84,17 @@ test-repos: install ## the tests of the three stage repos alone
 
 test-integration: install ## real services of one kind
 	$(PYTEST) -n 2 --dist loadfile tests/integration --ignore tests/integration/test_monitoring.py
-	$(PYTEST) tests/integration/test_monitoring.py  # reads the metrics of services that have done nothing else
+
+test-monitoring: install ## dashboards and alerts over services that have done nothing else
+	$(PYTEST) tests/integration/test_monitoring.py
 
 test-docker: install ## images, containers and the stack; needs a Docker engine, skips with the reason where there is none
 	$(PYTEST) -n 2 --dist loadfile tests/docker
 
-test-e2e: install ## the whole platform: a first run to a reproduced one, pushes, kills; then stages in containers
+test-e2e: install ## the whole platform: a first run to a reproduced one, pushes, kills
 	$(PYTEST) $(addprefix tests/e2e/test_,pipeline.py monitoring.py push.py reconcile.py own_repo.py kills.py)
+
+test-e2e-docker: install ## the whole platform with its stages in containers
 	$(PYTEST) tests/e2e/test_docker.py
 
 bench: install ## the benchmarks that need no running platform; docs/benchmarks.md tells of the others

@@ -194,6 +194,11 @@ def test_notes_xcoms_and_marks(airflow: RunningAirflow) -> None:
     assert airflow.api.run("trivial", run_id)["note"].startswith("pushed by ada")
     notes = {task["task_id"]: task["note"] for task in airflow.api.task_instances("trivial", run_id)}
     assert notes["gate"] == "promoted"
+    gate = airflow.api.task_instance("trivial", run_id, "gate")
+    assert (gate["task_id"], gate["state"], gate["note"]) == ("gate", "success", "promoted")
+    for missing in (("no_such_task", -1), ("gate", 0)):
+        with pytest.raises(NotFoundError):
+            airflow.api.task_instance("trivial", run_id, *missing)
     assert airflow.api.xcom("trivial", run_id, "gate")["verdict"] == "promoted"
     with pytest.raises(NotFoundError):
         airflow.api.xcom("trivial", run_id, "no_such_task")

@@ -19,7 +19,14 @@ import pytest
 
 from airloom.contract import Deployment, Release
 from airloom.embedded import gateway_server
-from airloom.errors import ContractError, NotFoundError, PlatformError, RolledBackError
+from airloom.errors import (
+    ContractError,
+    NotFoundError,
+    PlatformError,
+    RolledBackError,
+    ServiceError,
+    UnavailableError,
+)
 from airloom.flows import deploy, deployments, verify
 from airloom.flows.release import REFERENCE_FILE, _number, bundle_path, releases
 from airloom.hooks.connect import Hooks
@@ -178,6 +185,7 @@ def test_deploying_again_changes_nothing(world: World) -> None:
     world.deploy(second)
     again = world.deploy(second)
     assert (again.release, again.previous, again.state) == ("1.0.1", "1.0.0", "live")
+    assert not again.unchanged, "the same run's: what it moved can be given back"
     assert world.answers() == {"1.0.1"}
 
 
@@ -289,6 +297,60 @@ def test_verify_rolls_back_what_answers_wrongly_at_the_gateway(world: World) -> 
         verified(world, second, deployed)
     assert_rolled_back(world, "through the gateway")
     world.hooks.mlflow.set_alias.assert_not_called()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_verify_leaves_what_answered_before_its_run(world: World, lost: bool) -> None:
+    """A run that found all its results made, later; the release before has ended, so nobody else could answer."""
+    world.deploy(world.release("1.0.0"))
+    second = world.release("1.0.1")
+    assert not world.deploy(second).unchanged
+    world.pin_again(60)
+    deployed = world.deploy(second)
+    assert deployed.unchanged
+    assert world.deploy(second).unchanged, "in its next try too"
+    world.processes["1.0.1"].wrong = not lost
+    with (
+        mock.patch.object(verify, "receipt", side_effect=UnavailableError("no prediction log")),
+        mock.patch.object(verify, "_PATIENCE_SECONDS", 0.1),
+        pytest.raises(UnavailableError if lost else ServiceError) as raised,
+    ):
+        verify.verify_release(world.hooks, plan=world.plan, release=second, deployment=deployed)
+    said = "no prediction log" if lost else "5 answers through the gateway are wrong"
+    assert f"release 1.0.1 goes on answering as before this run, but fails: {said}" in raised.value.message
+    assert raised.value.retryable is lost
+    found = deployments.deployment(world.hooks, world.pipeline)
+    assert found is not None
+    assert (found.release, found.state) == ("1.0.1", "live")
+    assert world.answers() == {"1.0.1"}
+    assert world.stopped == []
+
+
+def test_what_answers_after_a_roll_back_by_verify_is_of_its_own_run(world: World) -> None:
+    world.deploy(world.release("1.0.0"))
+    world.pin_again(60)
+    bad = world.release("1.0.1")
+    deployed = world.deploy(bad)
+    world.processes["1.0.1"].wrong = True
+    with pytest.raises(RolledBackError):
+        verified(world, bad, deployed)
+    world.pin_again(-61)
+    assert world.deploy(world.release("1.0.2")).state == "superseded"
+    world.pin_again(31)
+    assert world.deploy(world.release("1.0.3")).state == "live"
+    assert world.answers() == {"1.0.3"}
+
+
+def test_what_is_deployed_again_after_a_roll_back_was_there_before(world: World) -> None:
+    first = world.release("1.0.0")
+    world.deploy(first)
+    bad = world.release("1.0.1")
+    world.processes["1.0.1"].wrong = True
+    with pytest.raises(RolledBackError):
+        world.deploy(bad)
+    world.pin_again(60)
+    deployed = world.deploy(first)
+    assert (deployed.release, deployed.previous, deployed.unchanged) == ("1.0.0", None, True)
 
 
 def test_verify_leaves_a_later_release_alone(world: World) -> None:

@@ -72,7 +72,7 @@ class Staged:
         return str(self.api.wait(self.pipeline, run_id, timeout_seconds=seconds, poll_seconds=0.3)["state"])
 
     def task(self, run_id: str) -> dict[str, Any]:
-        return next(task for task in self.api.task_instances(self.pipeline, run_id) if task["task_id"] == "preprocess")
+        return self.api.task_instance(self.pipeline, run_id, "preprocess")
 
     def running(self, run_id: str) -> JobHandle:
         """The job, once the stage has written something."""

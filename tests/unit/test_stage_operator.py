@@ -145,9 +145,9 @@ def test_when_told_to_end(bench: Bench, monkeypatch: pytest.MonkeyPatch, answer:
     """The stage is stopped only if Airflow says that nobody wants it any more."""
     operator = StageOperator(task_id="train", stage=Stage.TRAIN)
     if isinstance(answer, Exception):
-        bench.api.task_instances.side_effect = answer
+        bench.api.task_instance.side_effect = answer
     else:
-        bench.api.task_instances.return_value = [{"task_id": "train", "state": answer}]
+        bench.api.task_instance.return_value = {"task_id": "train", "state": answer}
 
     def run(hooks: Any, *, should_stop: Any, **arguments: Any) -> StageOutcome:
         assert should_stop() is False
@@ -161,10 +161,14 @@ def test_when_told_to_end(bench: Bench, monkeypatch: pytest.MonkeyPatch, answer:
 
 
 def test_a_mapped_task_is_asked_for_by_its_index(bench: Bench) -> None:
-    bench.api.task_instances.return_value = [
-        {"task_id": "train", "map_index": 0, "state": "running"},
-        {"task_id": "train", "map_index": 1, "state": "failed"},
-    ]
+    states = {0: "running", 1: "failed"}
+
+    def answer(dag_id: str, run_id: str, task_id: str, map_index: int) -> dict[str, Any]:
+        if map_index not in states:
+            raise NotFoundError(f"no {task_id} {map_index}")
+        return {"task_id": task_id, "map_index": map_index, "state": states[map_index]}
+
+    bench.api.task_instance.side_effect = answer
     for index, wanted in ((0, True), (1, False), (2, False), (None, False)):
         bench.ti.map_index = index
         assert is_wanted(bench.ti) is wanted

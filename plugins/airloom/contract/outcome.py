@@ -52,6 +52,9 @@ class Deployment(Frozen):
             `previous` is of a later run and goes on answering.
         url: of the serving process itself; clients use the gateway.
         pinned_at: when the run that brought what answers was pinned to its commits; None: not known.
+        previous_pinned_at: the same of what `release` took the traffic from.
+        unchanged: the release had all traffic when the run came to deploy it, as with a run that finds all its
+            results made. Nothing has been moved, so there is nothing to give back.
     """
 
     pipeline: str
@@ -62,6 +65,8 @@ class Deployment(Frozen):
     updated_at: datetime
     detail: str = ""
     pinned_at: datetime | None = None
+    previous_pinned_at: datetime | None = None
+    unchanged: bool = False
 
 
 class VerifyReport(Frozen):

@@ -60,12 +60,20 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
     with one_at_a_time(hooks, plan.pipeline):
         before = deployment(hooks, plan.pipeline)
         previous, pinned_at = answering(before), before.pinned_at if before else None
-        if previous == release.version:
-            previous = before.previous if before else None
+        if before and previous == release.version:
             url = target.start(release, ensure_bundle(hooks, release), spec)
             direct(hooks, spec, (url, 100))
             on_step(f"release {release.version} answers already")
-            return live(previous=previous, url=url, pinned_at=max(pinned_at or plan.created_at, plan.created_at))
+            # Else another one was tried since, and gave the traffic back: what this one once took it from is over.
+            own = before.release == release.version
+            return live(
+                previous=before.previous if own else None,
+                url=url,
+                pinned_at=max(pinned_at or plan.created_at, plan.created_at),
+                previous_pinned_at=before.previous_pinned_at if own else None,
+                # A try after this run's own has moved the traffic finds it here too.
+                unchanged=not own or before.unchanged or pinned_at != plan.created_at,
+            )
         if previous and pinned_at and pinned_at > plan.created_at:
             found = _superseded(plan, release, previous, pinned_at)
             on_step(f"release {release.version} is superseded: {found.detail}")
@@ -75,7 +83,7 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
             url = _roll_out(
                 hooks, spec, target, release, previous=previous, old_url=old_url, pinned_at=pinned_at, on_step=on_step
             )
-            return live(previous=previous, url=url, pinned_at=plan.created_at)
+            return live(previous=previous, url=url, pinned_at=plan.created_at, previous_pinned_at=pinned_at)
         except (PlatformError, ServiceError, RolledBackError) as error:
             reason = undo(
                 hooks, spec, target, release, previous=previous, old_url=old_url, pinned_at=pinned_at, error=error

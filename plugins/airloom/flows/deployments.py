@@ -86,6 +86,8 @@ def save(
     url: str,
     state: Literal["canary", "live", "rolled_back"],
     pinned_at: datetime | None,
+    previous_pinned_at: datetime | None = None,
+    unchanged: bool = False,
     detail: str = "",
 ) -> Deployment:
     """Write what is deployed."""
@@ -98,6 +100,8 @@ def save(
         updated_at=datetime.now(UTC),
         detail=detail,
         pinned_at=pinned_at,
+        previous_pinned_at=previous_pinned_at,
+        unchanged=unchanged,
     )
     hooks.store.put_json(hooks.settings.bucket_airloom, _key(pipeline), found.model_dump(mode="json"))
     return found

@@ -28,10 +28,12 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
 
     Every reference row must be answered by this release as the evaluation answered it, and an answer's receipt must
     lead back to this release. Then the model becomes the champion and earlier releases are drained and ended.
-    Where a later run's release has the traffic, there is nothing to verify.
+    Where a later run's release has the traffic, there is nothing to verify. A release that answered before this run
+    keeps the traffic, whatever is found: the one before it has ended.
 
     Raises:
         RolledBackError: an answer was wrong; the earlier release answers again, with all traffic.
+        ServiceError: the same of a release that answered before this run; nothing was undone.
         UnavailableError: MLflow or the store did not answer; nothing was undone.
     """
     if deployment.state == "superseded":
@@ -51,9 +53,24 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
         try:
             ids = _check(hooks, plan.pipeline, release, rows)
         except (ServiceError, RolledBackError, NotFoundError) as error:
+            if deployment.unchanged:
+                kind = UnavailableError if error.retryable else ServiceError
+                raise kind(
+                    f"release {release.version} goes on answering as before this run, but fails: {error.message}",
+                    hint=error.hint,
+                ) from error
             previous = deployment.previous
             old_url = target.url(plan.pipeline, previous) if previous else None
-            reason = undo(hooks, spec, target, release, previous=previous, old_url=old_url, pinned_at=None, error=error)
+            reason = undo(
+                hooks,
+                spec,
+                target,
+                release,
+                previous=previous,
+                old_url=old_url,
+                pinned_at=deployment.previous_pinned_at,
+                error=error,
+            )
             if old_url and previous:
                 _make_champion(hooks, plan.pipeline, previous)
             raise RolledBackError(reason) from error

@@ -160,6 +160,16 @@ class AirflowApi:
             if len(page) < _PAGE:
                 return found
 
+    def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> TaskInfo:
+        """One task of a run; `map_index`: which one of a mapped task, -1 where it is not mapped.
+
+        Raises:
+            NotFoundError: there is no such run, or no such task in it.
+        """
+        path = f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/taskInstances/{_part(task_id)}/{map_index}"
+        found: TaskInfo = self._call("GET", path)
+        return found
+
     def set_task_note(self, dag_id: str, run_id: str, task_id: str, note: str) -> None:
         """Show a note on a task; at most 1,000 characters are kept."""
         path = f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/taskInstances/{_part(task_id)}"

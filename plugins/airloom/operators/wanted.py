@@ -30,12 +30,11 @@ def is_wanted(ti: Any) -> bool:
     """Whether Airflow would still have this task go on; if it doesn't answer, nobody has said otherwise."""
     from airloom.hooks.airflow_api import AirflowApi
 
-    this = (ti.task_id, map_index_of(ti))
     try:
         api = AirflowApi.from_settings(get_settings(), patience_seconds=_ASK_SECONDS)
-        found = api.task_instances(ti.dag_id, ti.run_id)
+        found = api.task_instance(ti.dag_id, ti.run_id, ti.task_id, map_index_of(ti))
     except NotFoundError:
         return False
     except AirloomError:
         return True
-    return {(task["task_id"], task.get("map_index", -1)): task["state"] for task in found}.get(this) in _WANTED
+    return found["state"] in _WANTED
