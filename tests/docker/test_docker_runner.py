@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from airloom.contract import Stage, StageRequest
-from airloom.errors import ConfigError, ConflictError
+from airloom.errors import ConfigError, ConflictError, UnavailableError
 from airloom.flows.reap import reap
 from airloom.hooks.docker_engine import container_facts
 from airloom.hooks.docker_gpu import probe_gpus
@@ -208,6 +208,28 @@ def test_killed_worker_leaves_a_container_that_the_next_one_adopts(bench: Bench)
     assert rest == lines[30 - len(rest) :]
     assert job_exit.cpu_seconds > 0
     assert job_exit.peak_memory_bytes > 0
+
+
+def test_who_loses_the_engine_leaves_no_hole_in_the_log(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came between its last look and the engine's end is shown all the same, for the next one does not."""
+    params: dict[str, object] = {"lines": 20, "hold": 10, "file": "/tmp/go"}
+    handle, lines = bench.runner.start(bench.job("lines", params=params)), []
+    log = bench.workspace / "log.txt"
+
+    def away(api: Any, container: str) -> dict[str, Any] | None:
+        wait_until(lambda: b"line 10\n" in log.read_bytes(), "the log has come")
+        raise UnavailableError("the Docker engine does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("airloom.hooks.docker_container.container_facts", away)
+        with pytest.raises(UnavailableError):
+            bench.runner.wait(handle, lines.append, lambda: False)
+    assert lines == [f"line {number}" for number in range(11)]
+    go = bench.runner._api.exec_create(handle.id, ["touch", "/tmp/go"])
+    bench.runner._api.exec_start(go["Id"])
+    job_exit = bench.runner.wait(handle, lines.append, lambda: False)
+    assert (job_exit.reason, job_exit.exit_code) == (ExitReason.EXITED, 0), job_exit
+    assert lines == [f"line {number}" for number in range(20)]
 
 
 def test_of_two_starts_at_once_one_wins(bench: Bench) -> None:

@@ -191,7 +191,7 @@ def test_release_without_an_image_is_said(bench: Bench) -> None:
         (
             "import os, time\nif os.fork() == 0:\n"
             f"    x = b'1' * {2 * MEMORY}\n    os._exit(0)\n"
-            "os.wait()\ntime.sleep(3)\nraise RuntimeError('one of its processes is gone')\n",
+            "os.wait()\ntime.sleep(15)\nraise RuntimeError('one of its processes is gone')\n",
             "needs more memory than its 192 MiB",
         ),
     ],

@@ -311,8 +311,11 @@ def test_a_push_whose_event_is_lost_is_built_by_the_reconciler(stack: Stack, tmp
     run_id = hooks.airflow.trigger(dag)
     state = hooks.airflow.wait(dag, run_id, timeout_seconds=1200)["state"]
     assert state == "success", [hooks.airflow.task_log(dag, run_id, "reconcile", number)[-30:] for number in (1, 2)]
-    (action,) = hooks.airflow.xcom(dag, run_id, "reconcile")
-    assert (action["repo"], action["commit"], action["did"]) == (name, commit, "built"), action
+    actions = hooks.airflow.xcom(dag, run_id, "reconcile")
+    # A try whose end Airflow did not learn of has done it already, and the next one finds nothing to do.
+    if actions or hooks.airflow.task_instance(dag, run_id, "reconcile")["try_number"] == 1:
+        (action,) = actions
+        assert (action["repo"], action["commit"], action["did"]) == (name, commit, "built"), action
     image, record = image_of(hooks, name, commit), find_build(hooks, name, commit)
     assert (record and record.airflow, image.tag) == ("told", commit)
     assert find_image(hooks.settings, image.name, commit) == image.digest

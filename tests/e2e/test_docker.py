@@ -22,6 +22,7 @@ from dotenv import dotenv_values
 
 from airloom.cli.runs import summarize
 from airloom.contract import DataVersion, Release, RunPlan, Stage, StageOutcome
+from airloom.contract.build import BuildRecord
 from airloom.contract.plan import safe_run_id
 from airloom.errors import NotFoundError
 from airloom.flows.build import find_build
@@ -106,6 +107,16 @@ def handed_on(platform: Platform, pipeline: str, summary: dict[str, Any], task: 
     return value
 
 
+def wait_for_build(platform: Platform, repo: str, commit: str) -> BuildRecord:
+    record: BuildRecord = platform.wait_for(
+        f"the build of {repo}@{commit[:8]}",
+        lambda: find_build(platform.hooks, repo, commit),
+        RUN_SECONDS,
+        evidence=lambda: platform.hooks.gitbucket.statuses(repo, commit),
+    )
+    return record
+
+
 def test_results_are_those_of_processes(platform: Platform, contained: dict[str, Any]) -> None:
     """Same bytes, same metrics, same tag but for the run's own name and time."""
     outcomes = {
@@ -157,7 +168,7 @@ def test_push_makes_an_image_in_seconds_and_its_model_is_served(platform: Platfo
     clone = platform.clone("ds_mlmodeling", platform.project / "clone")
     edit(clone / "modeling" / "train.py", PARAMS, f'{PARAMS}.model_copy(update={{"epochs": 5}})')
     commit = platform.push(clone, "Learn for longer")
-    record = platform.wait_for("the build", lambda: find_build(platform.hooks, "ds_mlmodeling", commit))
+    record = wait_for_build(platform, "ds_mlmodeling", commit)
     assert record.image is not None
     assert record.image.tag == commit
     print(f"code-only push to image: {record.seconds:.1f} s")
@@ -251,7 +262,7 @@ def test_broken_dockerfile_fails_on_the_commit_and_the_next_push_works(platform:
     dockerfile.write_text(good)
     source.write_text(source.read_text() + "# and another\n")
     mended = platform.push(clone, "Mend the Dockerfile")
-    platform.wait_for("the build", lambda: find_build(platform.hooks, "de_datapreprocessing", mended))
+    wait_for_build(platform, "de_datapreprocessing", mended)
 
 
 def files_of(references: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -282,7 +293,7 @@ def test_no_secret_is_in_any_layer(platform: Platform, contained: dict[str, Any]
     Searched are all the installation's secrets, and the bundle of authorities that builds have mounted meanwhile.
     """
     serving = platform.hooks.git.head("ds_modelserving", "main")
-    platform.wait_for("the build", lambda: find_build(platform.hooks, "ds_modelserving", serving))
+    wait_for_build(platform, "ds_modelserving", serving)
     own = docker("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", "reference=airloom-test/*").split()
     names = {name.partition(":")[0].rpartition("/")[2] for name in own}
     assert names >= {"runtime-training", "de_datapreprocessing", "ds_mlmodeling", "ds_modelserving"}
@@ -374,7 +385,8 @@ def test_container_that_is_removed_by_hand_is_run_again(platform: Platform, cont
     workspace = platform.settings.workspaces_dir / NAME / safe_run_id(run_id) / "train"
     # Who waits for the container begins with its log; before, its start may not be over.
     platform.wait_for("the task's wait for its container", (workspace / "log.txt").exists)
-    docker("rm", "-f", container)
+    with held(container):  # else it may be done before it is removed
+        docker("rm", "-f", container)
     assert end_of(platform, run_id)["train"]["try_number"] >= 2
     reasons = [found.reason for found in platform.hooks.ledger.tasks(NAME, run_id) if found.state == "failed"]
     # Who looks between the kill and the removal sees the kill.

@@ -159,6 +159,24 @@ def test_a_push_starts_what_is_built_from_the_repo(airflow: RunningAirflow) -> N
         airflow.api.asset_events(stage_asset("unheard_of"))
 
 
+def test_of_quick_pushes_the_last_one_starts_a_run(airflow: RunningAirflow) -> None:
+    """Airflow's note that a run is due keeps the first event's time, and its run takes no later one."""
+    name = stage_asset("some_repo")
+    until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=240, what="no asset")
+    for quick in range(3):
+        pushes = [f"{quick}{number}" * 20 for number in range(4)]
+        for commit in pushes:
+            airflow.api.create_asset_event(name, {"repo": "some_repo", "commit": commit})
+
+        def started(last: str = pushes[-1]) -> str | None:
+            events = airflow.api.asset_events(name, limit=8)
+            made = next(event["created_dagruns"] for event in events if event["extra"]["commit"] == last)
+            return made[0]["run_id"] if made else None
+
+        run_id = until(started, seconds=120, what="the last event started nothing")
+        airflow.api.wait("trivial", run_id, timeout_seconds=400)
+
+
 def test_all_events_are_found_newest_first(airflow: RunningAirflow, monkeypatch: pytest.MonkeyPatch) -> None:
     name = stage_asset("ds_modelserving")  # of the pipeline digits, whose runs would fail here
     until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=240, what="no asset")

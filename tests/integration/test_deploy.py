@@ -236,6 +236,57 @@ def test_slowness_rolls_back_with_both_figures(world: World) -> None:
     assert_rolled_back(world, "median latency")
 
 
+def test_a_release_may_be_as_slow_with_the_traffic_as_the_earlier_one_was(world: World) -> None:
+    """At the last step the earlier release has none of it left."""
+    world.deploy(world.release("1.0.0"))
+    second = world.release("1.0.1")
+    world.processes["1.0.0"].delay_seconds, world.processes["1.0.1"].delay_seconds = 0.05, 0.08
+
+    def on_step(text: str) -> None:
+        if text.startswith("10%"):
+            world.processes["1.0.0"].delay_seconds = 0
+
+    deployed = deploy.deploy_release(world.hooks, plan=world.plan, release=second, on_step=on_step)
+    assert deployed.state == "live"
+
+
+def unready(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What answers is not ready, for a moment or for good; it is on record."""
+    first = world.release("1.0.0")
+    world.deploy(first)
+    store, bucket = world.hooks.store, world.hooks.settings.bucket_airloom
+    store.put_json(bucket, f"releases/{world.pipeline}/1.0.0.json", first.model_dump(mode="json"))
+    monkeypatch.setattr(deployments, "load_plan", lambda hooks, uri: world.plan)
+    world.target.url.side_effect = lambda pipeline, version: None
+
+
+def test_what_is_not_ready_for_a_moment_keeps_its_traffic(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    unready(world, monkeypatch)
+    bad = world.release("1.0.1")
+    world.processes["1.0.1"].wrong = True
+    with pytest.raises(RolledBackError, match=r"1\.0\.1 was rolled back, release 1\.0\.0 answers: 5 reference answers"):
+        world.deploy(bad)
+    assert_rolled_back(world, "label is '1', the evaluation had '0'")
+    world.processes["1.0.1"].wrong = False
+    assert world.deploy(bad).state == "live"
+    assert [step.split("%")[0] for step in world.steps[-3:]] == ["10", "50", "100"]
+
+
+def test_what_cannot_answer_any_more_is_replaced_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    unready(world, monkeypatch)
+    start = world.target.start.side_effect
+
+    def only_the_new(release: Release, bundle: Path, spec: Any) -> Any:
+        if release.version == "1.0.0":
+            raise PlatformError("serving-1.0.0 is not ready but backoff")
+        return start(release, bundle, spec)
+
+    world.target.start.side_effect = only_the_new
+    assert world.deploy(world.release("1.0.1")).state == "live"
+    assert world.steps[-1] == "100% of the traffic: release 1.0.0 answers no more"
+    assert world.answers() == {"1.0.1"}
+
+
 def test_a_process_that_does_not_start_rolls_back(world: World) -> None:
     world.deploy(world.release("1.0.0"))
     bad = world.release("1.0.1")

@@ -53,7 +53,7 @@ class Receiver:
     gate: threading.Event = field(default_factory=threading.Event)
 
     def next(self) -> Delivery:
-        return self.got.get(timeout=20)
+        return self.got.get(timeout=120)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def receiver() -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             held.got.put(Delivery(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-            held.gate.wait(20)
+            held.gate.wait(120)
             try:
                 status = held.answers.get_nowait()
             except queue.Empty:
@@ -84,7 +84,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def wait_for(found: Callable[[], object], what: str) -> object:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         value = found()
         if value:
@@ -94,7 +94,7 @@ def wait_for(found: Callable[[], object], what: str) -> object:
 
 
 def metric(settings: Settings, name: str) -> float:
-    text = requests.get(f"{settings.git_base_url}/metrics", timeout=10).text
+    text = requests.get(f"{settings.git_base_url}/metrics", timeout=60).text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
@@ -169,7 +169,7 @@ def page_of(repo: StageRepoFixture) -> str:
     return requests.get(
         f"{repo.settings.git_base_url}/airloom/{repo.name}",
         auth=("airloom", repo.settings.secret("git_password")),
-        timeout=30,
+        timeout=60,
     ).text
 
 
@@ -205,7 +205,7 @@ def test_a_form_hook_gets_a_form(stage_repo: StageRepoFixture, receiver: Receive
         f"{settings.git_base_url}/api/v3/repos/airloom/{stage_repo.name}/hooks",
         json={"name": "web", "config": {"url": receiver.url}, "events": ["push"]},
         auth=("airloom", settings.secret("git_password")),
-        timeout=10,
+        timeout=60,
     )
     assert answer.json()["config"]["content_type"] == "form"
     sha = stage_repo.commit("One", a__txt="1")
@@ -255,7 +255,7 @@ def signed(settings: Settings, payload: dict, **headers: str) -> requests.Respon
         **headers,
     }
     sent = {name: value for name, value in sent.items() if value}
-    return requests.post(builder.hook_url(settings), data=body, headers=sent, timeout=10)
+    return requests.post(builder.hook_url(settings), data=body, headers=sent, timeout=60)
 
 
 def event(repo: str, **changes: str) -> dict:
@@ -352,5 +352,5 @@ def test_who_pushes_is_told_of_the_build(stage_repo: StageRepoFixture, gitbucket
 
 def test_the_hook_scripts_route_is_closed_to_others(git_settings: Settings) -> None:
     url = f"{git_settings.git_base_url}/-/received"
-    assert requests.post(url, data=b"x", timeout=10).status_code == 401
-    assert requests.post(url, data=b"x", headers={"Authorization": "Bearer "}, timeout=10).status_code == 401
+    assert requests.post(url, data=b"x", timeout=60).status_code == 401
+    assert requests.post(url, data=b"x", headers={"Authorization": "Bearer "}, timeout=60).status_code == 401

@@ -23,7 +23,7 @@ from tests.fixtures.fake_platform import PROGRAM, write
 def running(settings: Settings) -> Iterator[Settings]:
     write(settings, {"name": "a"}, {"name": "b", "depends_on": ["a"]})
     launch(settings, program=PROGRAM)
-    wait_ready(settings, lambda _: None, timeout_seconds=30)
+    wait_ready(settings, lambda _: None, timeout_seconds=120)
     yield settings
     if is_running(settings):
         bring_down(settings, lambda _: None)
@@ -37,7 +37,7 @@ def airloom(settings: Settings, *arguments: str, stdin: str = "") -> subprocess.
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -43,7 +43,7 @@ def unhooked(stage_repo: StageRepoFixture, s3_store: ObjectStore, airflow_double
 
 
 def send(settings: Settings, body: bytes, headers: dict[str, str]) -> requests.Response:
-    return requests.post(builder.hook_url(settings), data=body, headers=headers, timeout=10)
+    return requests.post(builder.hook_url(settings), data=body, headers=headers, timeout=60)
 
 
 def deliver(

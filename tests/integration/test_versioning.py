@@ -362,6 +362,8 @@ def test_a_store_that_is_killed_mid_upload_loses_nothing(git_settings: Settings,
     own = make_settings(tmp_path / "home", git_port=git_settings.git_port)
     (own.secrets_dir / "git_password").write_text(git_settings.secret("git_password"))
     hooks = Hooks(own)
+    # Beside other work, a start of the store may take longer than is waited for as a rule.
+    hooks.store = ObjectStore.from_settings(own, retry_seconds=300)
     plan = make_plan(pin, pipeline=pipeline_of(pin))
     folder = make_dataset(tmp_path / "d", {f"f{n:04d}": b"%d" % n * 2000 for n in range(1500)})
     halfway = threading.Event()
@@ -376,10 +378,10 @@ def test_a_store_that_is_killed_mid_upload_loses_nothing(git_settings: Settings,
         with running(s3_service(own), tmp_path) as store:
             make_buckets(own)
             made = pool.submit(version.version_dataset, hooks, plan=plan, outcome=make_outcome(folder, plan))
-            assert halfway.wait(60)
+            assert halfway.wait(300)
             store.kill()
-            store.wait(10)
+            store.wait(60)
         with running(s3_service(own), tmp_path):
-            version.verify_remote(hooks, made.result(timeout=120))
+            version.verify_remote(hooks, made.result(timeout=400))
             assert sha256_tree(datasets.materialize(hooks, made.result())) == sha256_tree(folder)
     assert tags_of(hooks, pin) == [made.result().tag]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +22,7 @@ from airloom.flows import commit_report
 from airloom.operators import flow, notes
 from airloom.operators.flow import RETURNS, STEPS, FlowOperator, Step, returned
 from airloom.operators.notes import decision_note, plan_note
-from airloom.operators.trigger import pushed_commits, trigger_of
+from airloom.operators.trigger import pinned_at, pushed_commits, trigger_of
 
 SHA = "3f2a91c0" + "0" * 32
 
@@ -252,6 +252,15 @@ def test_the_latest_push_of_each_repo_counts() -> None:
 def test_other_triggers(run_type: str, kind: str) -> None:
     trigger = trigger_of(SimpleNamespace(run_type=run_type, triggering_user_name="admin"), None)
     assert (trigger.kind, trigger.by) == (kind, "admin")
+
+
+def test_what_a_push_pins_is_as_old_as_its_event() -> None:
+    """Runs of two pushes keep their order, whichever comes to pin its commits first."""
+    due = datetime.now(UTC) - timedelta(minutes=5)
+    assert pinned_at(SimpleNamespace(run_type="asset_triggered", run_after=due)) == due
+    before = datetime.now(UTC)
+    for run_type in ("manual", "scheduled", "backfill"):
+        assert before <= pinned_at(SimpleNamespace(run_type=run_type, run_after=due)) <= datetime.now(UTC)
 
 
 def test_a_runs_note_has_the_build_of_each_commit() -> None:

@@ -124,9 +124,10 @@ def test_a_pipeline_that_is_made_later_is_told_of_what_nobody_used_then(bench: B
     assert told(bench) == [sha]
 
 
-def test_a_pipeline_that_has_run_with_it_needs_no_telling(bench: Bench) -> None:
+@pytest.mark.parametrize("owed", ["no pipeline", "due"])
+def test_a_pipeline_that_has_run_with_it_needs_no_telling(bench: Bench, owed: str) -> None:
     sha = bench.commit(GOOD)
-    record = bench.build(announce=False).model_copy(update={"airflow": "no pipeline"})
+    record = bench.build(announce=False).model_copy(update={"airflow": owed})
     bench.store.put_json("airloom", f"builds/{REPO}/{sha}.json", record.model_dump(mode="json"))
     pin = CodePin(repo=REPO, commit=sha, message="One", author="Ada <ada@example.org>")
     plan = make_plan("by-hand").model_copy(update={"code": {REPO: pin}})

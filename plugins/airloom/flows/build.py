@@ -229,9 +229,11 @@ def _announced(hooks: Hooks, pin: CodePin, record: BuildRecord, wish: _Wish, on_
         _store(hooks, record)
         # The commit is built, however long it takes to tell Airflow.
         _report(hooks, pin, "success", said, on_progress)
-        telling, detail = tell(hooks, record, on_progress, of_main=wish.asked_by != "person")
-        record = record.model_copy(update={"announced": telling == "told", "airflow": telling})
-        _store(hooks, record)
+        # One after the other of each repo, so that none is told of after a later one.
+        with lease(hooks.store, hooks.settings.bucket_airloom, f"told/{pin.repo}.json"):
+            telling, detail = tell(hooks, record, on_progress, of_main=wish.asked_by != "person")
+            record = record.model_copy(update={"announced": telling == "told", "airflow": telling})
+            _store(hooks, record)
         said = f"{said}; {detail}"
     _report(hooks, pin, "success", said, on_progress)
     return record

@@ -19,6 +19,7 @@ from airloom.flows.deployments import (
     deployment,
     differences,
     direct,
+    ensure_url,
     one_at_a_time,
     reference_rows,
     save,
@@ -78,7 +79,7 @@ def deploy_release(hooks: Hooks, *, plan: RunPlan, release: Release, on_step: On
             found = _superseded(plan, release, previous, pinned_at)
             on_step(f"release {release.version} is superseded: {found.detail}")
             return found
-        old_url = target.url(plan.pipeline, previous) if previous else None
+        old_url = ensure_url(hooks, target, plan.pipeline, previous) if previous else None
         try:
             url = _roll_out(
                 hooks, spec, target, release, previous=previous, old_url=old_url, pinned_at=pinned_at, on_step=on_step
@@ -152,7 +153,8 @@ def _roll_out(
         on_step(f"release {release.version} at {url} gives the evaluation's answers to {len(rows)} reference rows")
         if old_url is None:
             direct(hooks, spec, (url, 100))
-            on_step("100% of the traffic: there was no earlier release")
+            why = f"release {previous} answers no more" if previous else "there was no earlier release"
+            on_step(f"100% of the traffic: {why}")
         else:
             save(
                 hooks,
@@ -163,10 +165,11 @@ def _roll_out(
                 state="canary",
                 pinned_at=pinned_at,
             )
+            slowest = 0.0
             with ServingClient(old_url) as old:
                 for percent in spec.deploy.canary.steps:
                     direct(hooks, spec, (old_url, 100 - percent), (url, percent))
-                    figures = _watch(spec.deploy.canary, rows, old=old, new=new)
+                    figures, slowest = _watch(spec.deploy.canary, rows, old=old, new=new, slowest=slowest)
                     on_step(f"{percent}% of the traffic: {figures}")
     return url
 
@@ -188,8 +191,14 @@ def _superseded(plan: RunPlan, release: Release, by: str, pinned_at: datetime) -
     )
 
 
-def _watch(canary: Canary, rows: list[ReferenceRow], *, old: ServingClient, new: ServingClient) -> str:
-    """Watch one step and say what was seen.
+def _watch(
+    canary: Canary, rows: list[ReferenceRow], *, old: ServingClient, new: ServingClient, slowest: float
+) -> tuple[str, float]:
+    """Watch one step; what was seen, and the earlier release's slowest median so far, in seconds.
+
+    Args:
+        slowest: of the steps before. A release that has most of the traffic is slower than one that has none of it,
+            so the new one is held against the earlier one's slowest step: its first, mostly.
 
     Raises:
         RolledBackError: a bound was passed.
@@ -214,13 +223,13 @@ def _watch(canary: Canary, rows: list[ReferenceRow], *, old: ServingClient, new:
         )
     new_median = statistics.median(new_seconds)
     text = f"{seen.answered} answers, {seen.failed} failed, median {new_median * 1000:.1f} ms"
-    if not old_seconds:
-        return text
-    old_median = statistics.median(old_seconds)
+    old_median = max(slowest, statistics.median(old_seconds)) if old_seconds else slowest
+    if not old_median:
+        return text, slowest
     ratio = new_median / old_median
     if ratio > canary.max_latency_ratio and new_median > _LATENCY_FLOOR_SECONDS:
         raise RolledBackError(
             f"its median latency is {new_median * 1000:.1f} ms, {ratio:.1f} times the earlier release's "
             f"{old_median * 1000:.1f} ms; allowed are {canary.max_latency_ratio:g} times"
         )
-    return f"{text} ({ratio:.2f} times the earlier release's)"
+    return f"{text} ({ratio:.2f} times the earlier release's)", old_median

@@ -164,6 +164,23 @@ def differences(client: ServingClient, rows: list[ReferenceRow], release: Releas
     return found, ids
 
 
+def ensure_url(hooks: Hooks, target: Target, pipeline: str, version: str) -> str | None:
+    """Where a release answers; it is started if it isn't ready, as after a crash. None: it can't answer any more.
+
+    Raises:
+        UnavailableError: the store or an engine did not answer.
+    """
+    url = target.url(pipeline, version)
+    if url is not None:
+        return url
+    try:
+        return _started(hooks, pipeline, version)[1]
+    except AirloomError as error:
+        if error.retryable:
+            raise
+        return None
+
+
 def restore_routes(hooks: Hooks) -> tuple[list[str], list[str]]:
     """Point the gateway at what is deployed; for a platform that starts.
 
@@ -191,11 +208,15 @@ def _restore_route(hooks: Hooks, pipeline: str) -> str | None:
         version = answering(deployment(hooks, pipeline))
         if version is None:
             return None
-        release = release_of(hooks, pipeline, version)
-        spec = spec_of(load_plan(hooks, release.plan))
-        bundle = ensure_bundle(hooks, release)
-        direct(hooks, spec, (target_of(hooks, spec).start(release, bundle, spec), 100))
+        spec, url = _started(hooks, pipeline, version)
+        direct(hooks, spec, (url, 100))
         return version
+
+
+def _started(hooks: Hooks, pipeline: str, version: str) -> tuple[PipelineSpec, str]:
+    release = release_of(hooks, pipeline, version)
+    spec = spec_of(load_plan(hooks, release.plan))
+    return spec, target_of(hooks, spec).start(release, ensure_bundle(hooks, release), spec)
 
 
 def _close(found: Any, wanted: Any) -> bool:

@@ -122,8 +122,8 @@ def _tell(hooks: Hooks, record: BuildRecord, on_progress: Progress) -> Action | 
     if not is_known(hooks, record.repo):
         return action("left", "Airflow has not read a pipeline that uses it")
     users = users_of(hooks, record.repo)
-    if record.airflow == "no pipeline" and users and all(_has_run(hooks, name, record) for name in users):
-        # Whoever adds a pipeline mostly runs it at once: that is what telling would do.
+    if users and all(_has_run(hooks, name, record) for name in users):
+        # Whoever adds a pipeline, or finds that a push has started none, mostly runs it: that is what telling would do.
         note_told(hooks, record)
         return None
     told = build(hooks, record.repo, record.commit, on_progress, pusher=record.pusher, asked_by="reconciler")

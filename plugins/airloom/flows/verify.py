@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from airloom.contract import Deployment, Release, RunPlan, VerifyReport
 from airloom.errors import NotFoundError, RolledBackError, ServiceError, UnavailableError
 from airloom.flows.deploy import undo
-from airloom.flows.deployments import ReferenceRow, answering, differences, one_at_a_time, reference_rows, target_of
+from airloom.flows.deployments import (
+    ReferenceRow,
+    answering,
+    differences,
+    ensure_url,
+    one_at_a_time,
+    reference_rows,
+    target_of,
+)
 from airloom.flows.deployments import deployment as current
 from airloom.flows.receipts import receipt
 from airloom.flows.release import release_of
@@ -60,7 +68,7 @@ def verify_release(hooks: Hooks, *, plan: RunPlan, release: Release, deployment:
                     hint=error.hint,
                 ) from error
             previous = deployment.previous
-            old_url = target.url(plan.pipeline, previous) if previous else None
+            old_url = ensure_url(hooks, target, plan.pipeline, previous) if previous else None
             reason = undo(
                 hooks,
                 spec,

@@ -29,6 +29,7 @@ TaskInfo = dict[str, Any]
 AssetEvent = dict[str, Any]
 
 _PAGE = 100  # Airflow gives no more at once
+_SILENT_SECONDS = 300.0
 
 
 class AirflowApi:
@@ -114,13 +115,23 @@ class AirflowApi:
         """Wait until a run has ended. `on_change` is called whenever a state has changed, and at the end.
 
         Raises:
-            UnavailableError: it has not ended in `timeout_seconds`.
+            UnavailableError: it has not ended in `timeout_seconds`, or Airflow has not answered for 5 minutes.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         seen: object = None
+        answered_at = time.monotonic()
         while True:
-            run = self.run(dag_id, run_id)
-            tasks = self.task_instances(dag_id, run_id)
+            try:
+                run = self.run(dag_id, run_id)
+                tasks = self.task_instances(dag_id, run_id)
+            except UnavailableError:
+                # The run goes on meanwhile: Airflow is being started again, or its database is busy.
+                now = time.monotonic()
+                if now - answered_at > _SILENT_SECONDS or (deadline is not None and now > deadline):
+                    raise
+                time.sleep(poll_seconds)
+                continue
+            answered_at = time.monotonic()
             states = (run["state"], [(task["task_id"], task["state"], task["try_number"]) for task in tasks])
             if on_change is not None and states != seen:
                 on_change(run, tasks)
@@ -237,11 +248,18 @@ class AirflowApi:
     def create_asset_event(self, name_or_uri: str, extra: Mapping[str, Any]) -> None:
         """Tell Airflow that an asset has changed: what is scheduled on it starts.
 
+        An earlier event that has started nothing yet, because Airflow has not come to it or as many runs as may be
+        are active, starts one run together with this one.
+
         Raises:
             NotFoundError: no DAG that Airflow has parsed names such an asset.
         """
-        body = {"asset_id": self._asset_id(name_or_uri), "extra": dict(extra)}
-        self._call("POST", "assets/events", json=body, repeat=False)
+        asset_id = self._asset_id(name_or_uri)
+        # Airflow's note that a run is due keeps the time of the first event, and the run takes none that came after
+        # it: this one would start nothing (apache/airflow issue 56050). A new note has this one's time.
+        with suppress(NotFoundError):
+            self._call("DELETE", f"assets/{asset_id}/queuedEvents", repeat=False)
+        self._call("POST", "assets/events", json={"asset_id": asset_id, "extra": dict(extra)}, repeat=False)
 
     def asset_events(self, name_or_uri: str, *, since: datetime | None = None, limit: int = 100) -> list[AssetEvent]:
         """Events of an asset, newest first: `timestamp`, `extra`, `created_dagruns` and more.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -12,13 +12,15 @@ from typing import Any
 
 from airloom.hooks.docker_engine import container_facts
 from airloom.hooks.docker_gpu import gpu_requests
-from airloom.hooks.log_tail import LogTail
+from airloom.hooks.log_tail import LogTail, line_start_before
 from airloom.hooks.runner import ExitReason, JobExit, OnLog, ShouldStop
 
 INSTANCE_LABEL, TRY_LABEL, KEY_LABEL = "airloom.instance", "airloom.try", "airloom.key"
 POLL_SECONDS = 0.2
 _RECONNECT_SECONDS = 1.0
 _LAST_LINES_SECONDS = 30.0
+# Together with the question whether Airflow still wants the task, well below the 5 seconds that it gives a task.
+_LEAVE_SECONDS, _HAND_ON_SECONDS = 0.5, 1.0
 
 
 # Processes and threads of a container together. No stage or release needs as many, and a fault that makes ever more is
@@ -78,11 +80,15 @@ def watch(
         log: gets what the engine has of the log and the file has not; only what is new is handed on.
         stop: begins to stop it and returns at once; called when `should_stop` first says so. What `should_stop`
             raises leaves the container running.
+
+    Raises:
+        UnavailableError: the engine does not answer. With this as with any other error, what the file has by then is
+            handed on before: the next one begins at its end.
     """
     log.touch()
-    tail, asked, ended = LogTail(log, offset=log.stat().st_size), False, threading.Event()
-    follower = threading.Thread(target=_follow, args=(client, container, log, ended), daemon=True)
-    follower.start()
+    # Half a line was not handed on by whoever was here before.
+    tail, asked = LogTail(log, offset=line_start_before(log, log.stat().st_size)), False
+    follower = _Follower(client, container, log)
     try:
         while True:
             facts = container_facts(api, container)
@@ -94,37 +100,75 @@ def watch(
                 asked = True
                 stop()
             time.sleep(poll_seconds)
-    finally:
-        ended.set()
-    follower.join(_LAST_LINES_SECONDS)
-    for line in tail.rest():
-        on_log(line)
+        follower.finish()
+        for line in tail.rest():
+            on_log(line)
+    except BaseException:
+        follower.leave()
+        _hand_on_more(LogTail(log, offset=tail.offset), on_log)
+        raise
     return facts
 
 
-def _follow(client: Callable[[], Any], container: str, log: Path, ended: threading.Event) -> None:
-    """Append to the file what it lacks: an adopted log has no holes and no line twice.
+def _hand_on_more(tail: LogTail, on_log: OnLog) -> None:
+    """What the file still has. Why this one leaves is of more consequence than what may go wrong here."""
+    until = time.monotonic() + _HAND_ON_SECONDS
+    with suppress(Exception):
+        for line in tail.read():
+            on_log(line)
+            if time.monotonic() > until:
+                return
+
+
+class _Follower:
+    """Appends to the file what it lacks, in a thread of its own: an adopted log has no holes and no line twice.
 
     A proxy may cut a stream that is silent for long. Nothing that goes wrong here is of any consequence to how
     the container's end is taken.
     """
-    while True:
-        with suppress(Exception):
-            api = client()
-            try:
-                with log.open("ab", buffering=0) as file:
-                    known_bytes = file.tell()
-                    for piece in api.logs(container, stream=True, follow=True):
-                        skipped = min(known_bytes, len(piece))
-                        known_bytes -= skipped
-                        file.write(piece[skipped:])
-                facts = container_facts(api, container)
-                if facts is None or not facts["State"]["Running"]:
-                    return
-            finally:
-                api.close()
-        if ended.wait(_RECONNECT_SECONDS):
-            return
+
+    def __init__(self, client: Callable[[], Any], container: str, log: Path) -> None:
+        self._client, self._container, self._log = client, container, log
+        self._ended, self._left, self._writing = threading.Event(), False, threading.Lock()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """The container has ended: wait for its last lines."""
+        self._ended.set()
+        self._thread.join(_LAST_LINES_SECONDS)
+
+    def leave(self) -> None:
+        """Wait a moment for what is on its way. From then on this one writes no more, if the thread lives on."""
+        self._ended.set()
+        self._thread.join(_LEAVE_SECONDS)
+        with self._writing:
+            self._left = True
+
+    def _follow(self) -> None:
+        while True:
+            with suppress(Exception):
+                api = self._client()
+                try:
+                    self._append(api.logs(self._container, stream=True, follow=True))
+                    facts = container_facts(api, self._container)
+                    if facts is None or not facts["State"]["Running"]:
+                        return
+                finally:
+                    api.close()
+            if self._ended.wait(_RECONNECT_SECONDS):
+                return
+
+    def _append(self, stream: Iterable[bytes]) -> None:
+        with self._log.open("ab", buffering=0) as file:
+            known_bytes = file.tell()
+            for piece in stream:
+                skipped = min(known_bytes, len(piece))
+                known_bytes -= skipped
+                with self._writing:
+                    if self._left:
+                        return
+                    file.write(piece[skipped:])
 
 
 def is_gone(facts: dict[str, Any] | None) -> bool:

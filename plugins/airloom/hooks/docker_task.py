@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from airloom.errors import AirloomError, ConflictError, ContractError, ServiceError
+from airloom.errors import AirloomError, ConflictError, ContractError, ServiceError, StageFailedError
 from airloom.hooks.docker_container import (
     INSTANCE_LABEL,
     KEY_LABEL,
@@ -261,6 +261,7 @@ class TaskContainer:
 
         Raises:
             ContractError: there is none, it is too large, or it is no JSON.
+            StageFailedError: somebody has removed the container; another try may help.
         """
         content = self._file(container, path, max_bytes)
         try:
@@ -296,12 +297,21 @@ class TaskContainer:
             )
 
     def _file(self, container: str, path: str, max_bytes: int) -> bytes:
-        from docker.errors import NotFound
+        from docker.errors import APIError, NotFound
 
         with engine_errors():
             try:
                 chunks, about = self.api.get_archive(container, path)
-            except NotFound:
+            except APIError as error:
+                # The engine says "not found" of a container that is gone, too: that tells nothing of its result.
+                if is_gone(container_facts(self.api, container)):
+                    raise StageFailedError(
+                        "the container was removed before its result was taken, and not by this task",
+                        hint="the next try starts it anew",
+                        retryable=True,
+                    ) from error
+                if not isinstance(error, NotFound):
+                    raise
                 raise ContractError(
                     f"the container ended well, but left no {path}", hint="write it, or leave result_path out"
                 ) from None

@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -27,7 +26,7 @@ from airloom.contract import (
 )
 from airloom.errors import AirloomError, ConfigError, DataRejectedError, RolledBackError, StageFailedError
 from airloom.operators.notes import decision_note, note_run, note_task, plan_note
-from airloom.operators.trigger import pushed_commits, trigger_of
+from airloom.operators.trigger import pinned_at, pushed_commits, trigger_of
 from airloom.settings import get_settings
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ class FlowOperator(BaseOperator, SkipMixin):
             run_id=context["run_id"],
             params=params,
             trigger=trigger_of(context["dag_run"], events),
-            now=datetime.now(UTC),
+            now=pinned_at(context["dag_run"]),
         )
 
     def _say_on_commits(self, hooks: Hooks, context: Context, result: Frozen) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from airloom.contract.assets import STAGE_ASSET_PREFIX
 from airloom.contract.plan import Trigger
 
 AssetEvents = Mapping[Any, Sequence[Any]]
+_BY_EVENTS = "asset_triggered"
 
 
 def pushed_commits(events: AssetEvents | None) -> dict[str, str]:
@@ -26,15 +28,28 @@ def trigger_of(dag_run: Any, events: AssetEvents | None) -> Trigger:
             for repo, extra in pushes.items()
         ]
         return Trigger(kind="push", by=", ".join(pushers), detail="; ".join(details))
-    kinds = {"scheduled": "schedule", "asset_triggered": "asset", "backfill": "schedule"}
-    kind = kinds.get(str(getattr(dag_run.run_type, "value", dag_run.run_type)), "manual")
+    kinds = {"scheduled": "schedule", _BY_EVENTS: "asset", "backfill": "schedule"}
+    kind = kinds.get(_run_type(dag_run), "manual")
     by = getattr(dag_run, "triggering_user_name", None) or ""
     return Trigger.model_validate({"kind": kind, "by": by, "detail": ""})
+
+
+def pinned_at(dag_run: Any) -> datetime:
+    """When what a run is pinned to was decided: by the newest of the events that started it, else now.
+
+    Runs of two events come one after the other, but their first tasks may not.
+    """
+    due: datetime = dag_run.run_after
+    return due if _run_type(dag_run) == _BY_EVENTS else datetime.now(UTC)
 
 
 def first_line(message: str) -> str:
     """The first line of a commit message, cut where it is too long to show."""
     return message.strip().partition("\n")[0][:80]
+
+
+def _run_type(dag_run: Any) -> str:
+    return str(getattr(dag_run.run_type, "value", dag_run.run_type))
 
 
 def _pushes(events: AssetEvents | None) -> dict[str, Mapping[str, Any]]:
