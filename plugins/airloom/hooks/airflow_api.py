@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -95,13 +96,8 @@ class AirflowApi:
 
     def live_runs(self) -> set[tuple[str, str]]:
         """DAG and id of every run that is queued or running."""
-        found: set[tuple[str, str]] = set()
-        while True:
-            params = {"state": ["queued", "running"], "limit": 100, "offset": len(found), "order_by": "id"}
-            page = self._call("GET", "dags/~/dagRuns", params=params)["dag_runs"]
-            found |= {(str(run["dag_id"]), str(run["dag_run_id"])) for run in page}
-            if len(page) < 100:
-                return found
+        found = self._all("dags/~/dagRuns", "dag_runs", state=["queued", "running"], order_by="id")
+        return {(str(run["dag_id"]), str(run["dag_run_id"])) for run in found}
 
     def wait(
         self,
@@ -163,13 +159,7 @@ class AirflowApi:
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInfo]:
         """The tasks of a run in no particular order."""
         path = f"dags/{_part(dag_id)}/dagRuns/{_part(run_id)}/taskInstances"
-        found: list[TaskInfo] = []
-        while True:
-            params = {"limit": _PAGE, "offset": len(found), "order_by": "id"}
-            page = self._call("GET", path, params=params)["task_instances"]
-            found += page
-            if len(page) < _PAGE:
-                return found
+        return self._all(path, "task_instances", order_by="id")
 
     def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> TaskInfo:
         """One task of a run; `map_index`: which one of a mapped task, -1 where it is not mapped.
@@ -213,9 +203,9 @@ class AirflowApi:
 
     # DAGs, assets, health
 
-    def dags(self, *, limit: int = 100) -> list[dict[str, Any]]:
+    def dags(self, *, limit: float = math.inf) -> list[dict[str, Any]]:
         """The DAGs that Airflow has parsed."""
-        return list(self._call("GET", "dags", params={"limit": limit})["dags"])
+        return self._all("dags", "dags", limit=limit, order_by="dag_id")
 
     def dag(self, dag_id: str) -> dict[str, Any]:
         """One DAG.
@@ -243,7 +233,7 @@ class AirflowApi:
 
     def assets(self) -> list[dict[str, Any]]:
         """The assets that some DAG names: `id`, `name`, `uri` and more."""
-        return list(self._call("GET", "assets", params={"limit": 100})["assets"])
+        return self._all("assets", "assets", order_by="id")
 
     def create_asset_event(self, name_or_uri: str, extra: Mapping[str, Any]) -> None:
         """Tell Airflow that an asset has changed: what is scheduled on it starts.
@@ -270,14 +260,7 @@ class AirflowApi:
         params: dict[str, Any] = {"asset_id": self._asset_id(name_or_uri), "order_by": "-timestamp"}
         if since is not None:
             params["timestamp_gte"] = since.isoformat()
-        found: list[AssetEvent] = []
-        while len(found) < limit:
-            page = {**params, "limit": min(limit - len(found), _PAGE), "offset": len(found)}
-            answer = self._call("GET", "assets/events", params=page)
-            found += answer["asset_events"]
-            if not answer["asset_events"] or len(found) >= answer["total_entries"]:
-                break
-        return found
+        return self._all("assets/events", "asset_events", limit=limit, **params)
 
     def _asset_id(self, name_or_uri: str) -> int:
         for asset in self.assets():
@@ -323,6 +306,17 @@ class AirflowApi:
         return f"{self._page_url}/dags/{_part(dag_id)}/runs/{_part(run_id)}"
 
     # The wire
+
+    def _all(self, path: str, key: str, *, limit: float = math.inf, **params: Any) -> list[dict[str, Any]]:
+        """What an address lists, page after page."""
+        found: list[dict[str, Any]] = []
+        while len(found) < limit:
+            page = {**params, "limit": min(limit - len(found), _PAGE), "offset": len(found)}
+            answer = self._call("GET", path, params=page)
+            found += answer[key]
+            if not answer[key] or len(found) >= answer["total_entries"]:
+                break
+        return found
 
     def _call(
         self,
