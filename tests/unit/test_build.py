@@ -6,6 +6,7 @@ import json
 import os
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from airloom.contract.assets import stage_asset
 from airloom.errors import AirloomError, BuildFailedError, ConfigError, NotFoundError, UnavailableError
 from airloom.flows import announce, build_checks
 from airloom.flows.build import build, builds_of, find_build, find_failure
+from airloom.flows.lease import lease
 from airloom.settings import Settings
 from tests.fixtures.build_bench import GOOD, MAIN, Bench
 from tests.fixtures.git import git
@@ -86,6 +88,21 @@ def test_a_build_counts_while_airflow_is_down(bench: Bench, monkeypatch: pytest.
     found = find_build(bench.hooks, "ds_mlmodeling", sha)
     assert found is not None
     assert found.announced
+
+
+def test_commits_of_a_repo_are_told_of_one_after_the_other(bench: Bench) -> None:
+    """Else an older commit's event may come after a newer one's, and it would be the older one that is served."""
+    bench.commit(GOOD)
+    with ThreadPoolExecutor(1) as threads:
+        with lease(bench.hooks.store, "airloom", "told/ds_mlmodeling.json"):
+            building = threads.submit(bench.build)
+            while len(bench.statuses) < 2 and not building.done():
+                time.sleep(0.01)
+            assert bench.statuses[-1] == ("success", "built: train")
+            time.sleep(0.3)
+            bench.airflow.create_asset_event.assert_not_called()
+        assert building.result(60).announced
+    bench.airflow.create_asset_event.assert_called_once()
 
 
 def test_what_airflow_has_heard_is_not_told_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

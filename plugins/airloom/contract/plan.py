@@ -103,7 +103,11 @@ class DataVersion(Frozen):
 
 
 class RunPlan(Frozen):
-    """Everything that one run means, pinned."""
+    """Everything that one run means, pinned.
+
+    Attributes:
+        created_at: when that was decided: of what a push has started, by its event, else by the run's first task.
+    """
 
     schema_version: Literal[1] = 1
     pipeline: str
