@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 
 from airloom import listener
 
 
 class AirloomPlugin(AirflowPlugin):
-    """The listener that keeps the ledger, and the pages under `/airloom`."""
+    """The listener that keeps the ledger, the pages under `/airloom`, and order among changes on SQLite."""
 
     name = "airloom"
     listeners = [listener]  # noqa: RUF012 - Airflow's own shape
@@ -31,3 +32,12 @@ class AirloomPlugin(AirflowPlugin):
         from airloom.airflow_pages.app import create_app
 
         return [{"app": create_app(), "url_prefix": "/airloom", "name": "Airloom"}]
+
+    @cached_property
+    def fastapi_root_middlewares(self) -> list[dict[str, Any]]:
+        """What the API server's requests go through, those of tasks among them."""
+        if not conf.get_mandatory_value("database", "sql_alchemy_conn").startswith("sqlite"):
+            return []
+        from airloom.airflow_pages.changes import OneChangeAtATime
+
+        return [{"middleware": OneChangeAtATime, "name": "Airloom: one change at a time"}]

@@ -177,6 +177,21 @@ def test_of_quick_pushes_the_last_one_starts_a_run(airflow: RunningAirflow) -> N
         airflow.api.wait("trivial", run_id, timeout_seconds=400)
 
 
+def test_many_changes_at_once_are_all_made(airflow: RunningAirflow) -> None:
+    """None is refused because others hold the database, and nobody waits until it gives up."""
+    run_id, _ = run_trivial(airflow)
+    impatient = AirflowApi.from_settings(airflow.settings, patience_seconds=0)
+    tasks = [task["task_id"] for task in impatient.task_instances("trivial", run_id)]
+
+    def note(number: int) -> None:
+        for again in range(10):
+            impatient.set_task_note("trivial", run_id, tasks[number % len(tasks)], f"note {again}")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(note, range(8)))
+    assert {task["note"] for task in airflow.api.task_instances("trivial", run_id)} == {"note 9"}
+
+
 def test_all_events_are_found_newest_first(airflow: RunningAirflow, monkeypatch: pytest.MonkeyPatch) -> None:
     name = stage_asset("ds_modelserving")  # of the pipeline digits, whose runs would fail here
     until(lambda: any(asset["name"] == name for asset in airflow.api.assets()), seconds=240, what="no asset")

@@ -1,4 +1,4 @@
-"""Waiting for a run while Airflow answers, is silent, or stays so."""
+"""Waiting for a run while Airflow answers, is silent, or stays so; and events that follow each other quickly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airloom.errors import UnavailableError
+from airloom.errors import NotFoundError, UnavailableError
 from airloom.hooks import airflow_api
 from airloom.hooks.airflow_api import AirflowApi
 
@@ -52,3 +52,36 @@ def test_a_time_limit_holds_while_airflow_is_silent(answers: Any) -> None:
         answers(AWAY).wait("digits", "r1", timeout_seconds=0.05, poll_seconds=0.01)
     with pytest.raises(UnavailableError, match="still running after 0 s"):
         answers("running").wait("digits", "r1", timeout_seconds=0.05, poll_seconds=0.01)
+
+
+@pytest.mark.parametrize(
+    ("waits", "run", "due", "told"),
+    [
+        pytest.param(False, False, False, 1, id="no event waited"),
+        pytest.param(True, True, False, 1, id="its run is there"),
+        pytest.param(True, False, True, 1, id="its run is due"),
+        pytest.param(True, False, False, 2, id="the scheduler removed its note with the earlier one's"),
+    ],
+)
+def test_an_event_that_would_start_nothing_is_told_again(
+    monkeypatch: pytest.MonkeyPatch, waits: bool, run: bool, due: bool, told: int
+) -> None:
+    calls: list[str] = []
+
+    def call(self: AirflowApi, method: str, path: str, **given: Any) -> Any:
+        calls.append(f"{method} {path}")
+        if method == "DELETE" and not waits:
+            raise NotFoundError("nothing is queued")
+        if method == "POST":
+            return {"id": 7}
+        return {
+            "assets": {"assets": [{"id": 3, "name": "a", "uri": "a"}], "total_entries": 1},
+            "assets/events": {"asset_events": [{"id": 7, "created_dagruns": [{}] * run}], "total_entries": 1},
+            "assets/3/queuedEvents": {"queued_events": [{}] * due, "total_entries": int(due)},
+        }.get(path, {})
+
+    monkeypatch.setattr(AirflowApi, "_call", call)
+    monkeypatch.setattr(airflow_api, "_LOOK_SECONDS", 0)
+    AirflowApi(url="http://127.0.0.1:1", username="admin", password="p").create_asset_event("a", {"commit": "c"})
+    assert calls[:3] == ["GET assets", "DELETE assets/3/queuedEvents", "POST assets/events"]
+    assert calls.count("POST assets/events") == told

@@ -31,6 +31,8 @@ AssetEvent = dict[str, Any]
 
 _PAGE = 100  # Airflow gives no more at once
 _SILENT_SECONDS = 300.0
+# Together longer than a scheduler needs to make a run.
+_LOOKS, _LOOK_SECONDS = 4, 0.5
 
 
 class AirflowApi:
@@ -245,11 +247,29 @@ class AirflowApi:
             NotFoundError: no DAG that Airflow has parsed names such an asset.
         """
         asset_id = self._asset_id(name_or_uri)
+        event = {"asset_id": asset_id, "extra": dict(extra)}
         # Airflow's note that a run is due keeps the time of the first event, and the run takes none that came after
         # it: this one would start nothing (apache/airflow issue 56050). A new note has this one's time.
-        with suppress(NotFoundError):
+        try:
             self._call("DELETE", f"assets/{asset_id}/queuedEvents", repeat=False)
-        self._call("POST", "assets/events", json={"asset_id": asset_id, "extra": dict(extra)}, repeat=False)
+        except NotFoundError:
+            self._call("POST", "assets/events", json=event, repeat=False)
+            return
+        made = self._call("POST", "assets/events", json=event, repeat=False)
+        if self._is_lost(asset_id, made["id"]):
+            self._call("POST", "assets/events", json=event, repeat=False)
+
+    def _is_lost(self, asset_id: int, event_id: int) -> bool:
+        """Whether an event has no run, and no note that one is due.
+
+        A scheduler that was about to act on the note before it removes whatever note there is when it has.
+        """
+        for _ in range(_LOOKS):
+            time.sleep(_LOOK_SECONDS)
+            events = self._all("assets/events", "asset_events", limit=_PAGE, asset_id=asset_id, order_by="-timestamp")
+            if any(event["id"] == event_id and event["created_dagruns"] for event in events):
+                return False
+        return not self._call("GET", f"assets/{asset_id}/queuedEvents")["total_entries"]
 
     def asset_events(self, name_or_uri: str, *, since: datetime | None = None, limit: int = 100) -> list[AssetEvent]:
         """Events of an asset, newest first: `timestamp`, `extra`, `created_dagruns` and more.
