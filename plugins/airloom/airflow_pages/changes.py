@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -27,5 +27,18 @@ class OneChangeAtATime:
         if scope["type"] != "http" or scope["method"] in _CHANGES_NOTHING:
             await self._app(scope, receive, send)
             return
+        whole = await _read(receive)
         async with self._change:
-            await self._app(scope, receive, send)
+            await self._app(scope, whole, send)
+
+
+async def _read(receive: Receive) -> Receive:
+    """A request that has arrived as a whole: who sends slowly keeps nobody else waiting."""
+    arrived: list[Message] = []
+    while not arrived or arrived[-1].get("more_body"):
+        arrived.append(await receive())
+
+    async def again() -> Message:
+        return arrived.pop(0) if arrived else await receive()
+
+    return again
