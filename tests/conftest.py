@@ -20,6 +20,7 @@ pytest_plugins = [
     f"tests.fixtures.{name}"
     for name in (
         "airflow",
+        "deploy_world",
         "git",
         "gitbucket_server",
         "image_registry",

@@ -11,13 +11,12 @@ from docker.errors import APIError
 
 from airloom.embedded.airflow_server import services
 from airloom.embedded.provision import connections
-from airloom.errors import NotFoundError
 from airloom.hooks.airflow_api import AirflowApi
 from airloom.hooks.connect import Hooks
 from airloom.hooks.docker_engine import connect
 from airloom.settings import Settings
 from tests.conftest import make_settings
-from tests.fixtures.airflow import kill_worker, make_project, until
+from tests.fixtures.airflow import kill_worker, logs_of_tries, make_project, until
 from tests.fixtures.image_registry import ImageRegistry
 from tests.fixtures.services import running
 from tests.fixtures.stage_image import BASE
@@ -72,14 +71,7 @@ class Own:
         return found
 
     def logs(self, run_id: str, dag_id: str = DAG_ID) -> list[str]:
-        """Of each try, the last one's last: another may have failed before for a reason of Airflow's own."""
-        (task,) = self.api.task_instances(dag_id, run_id)
-        numbers = range(1, task["try_number"] + 1)
-        found = []
-        for number in numbers:
-            with suppress(NotFoundError):  # it has not begun
-                found.append("\n".join(self.api.task_log(dag_id, run_id, "work", number)))
-        return found
+        return logs_of_tries(self.api, dag_id, run_id, "work")
 
     def containers(self, run_id: str, *, ended: bool = True) -> list[str]:
         """Those that run, and those that have ended too unless told otherwise."""

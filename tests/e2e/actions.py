@@ -12,10 +12,12 @@ from typing import Any
 
 from airloom.cli.runs import summarize
 from airloom.contract import RunPlan
+from airloom.contract.build import BuildRecord
 from airloom.contract.plan import safe_run_id
 from airloom.errors import NotFoundError
+from airloom.flows.build import find_build
 from airloom.hooks.serving import ServingClient
-from tests.e2e.conftest import Platform
+from tests.e2e.conftest import RUN_SECONDS, Platform
 
 RAW = "raw"
 STAGES = ("preprocess", "train", "evaluate")
@@ -75,6 +77,17 @@ def run_of_push(platform: Platform, repo: str, commit: str, *, timeout: float = 
     assert plan.trigger.kind == "push"
     assert commit[:8] in plan.trigger.detail
     return summary
+
+
+def wait_for_build(platform: Platform, repo: str, commit: str) -> BuildRecord:
+    """Wait until a commit is built; the record of it."""
+    record: BuildRecord = platform.wait_for(
+        f"the build of {repo}@{commit[:8]}",
+        lambda: find_build(platform.hooks, repo, commit),
+        RUN_SECONDS,
+        evidence=lambda: platform.hooks.gitbucket.statuses(repo, commit),
+    )
+    return record
 
 
 def process_of(platform: Platform, run_id: str, stage: str) -> dict[str, Any] | None:

@@ -22,13 +22,12 @@ from dotenv import dotenv_values
 
 from airloom.cli.runs import summarize
 from airloom.contract import DataVersion, Release, RunPlan, Stage, StageOutcome
-from airloom.contract.build import BuildRecord
 from airloom.contract.plan import safe_run_id
 from airloom.errors import NotFoundError
 from airloom.flows.build import find_build
 from airloom.flows.deployments import deployment
 from airloom.flows.release import release_of
-from tests.e2e.actions import PARAMS, STAGES, caches, edit
+from tests.e2e.actions import PARAMS, STAGES, caches, edit, wait_for_build
 from tests.e2e.conftest import ROOT, RUN_SECONDS, Platform
 from tests.fixtures.airflow import kill_worker
 from tests.fixtures.stage_image import BASE
@@ -105,16 +104,6 @@ def contained(platform: Platform) -> dict[str, Any]:
 def handed_on(platform: Platform, pipeline: str, summary: dict[str, Any], task: str) -> dict[str, Any]:
     value: dict[str, Any] = platform.hooks.airflow.xcom(pipeline, summary["run_id"], task)
     return value
-
-
-def wait_for_build(platform: Platform, repo: str, commit: str) -> BuildRecord:
-    record: BuildRecord = platform.wait_for(
-        f"the build of {repo}@{commit[:8]}",
-        lambda: find_build(platform.hooks, repo, commit),
-        RUN_SECONDS,
-        evidence=lambda: platform.hooks.gitbucket.statuses(repo, commit),
-    )
-    return record
 
 
 def test_results_are_those_of_processes(platform: Platform, contained: dict[str, Any]) -> None:

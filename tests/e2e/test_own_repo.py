@@ -14,7 +14,8 @@ import pytest
 
 from airloom.embedded.seed import digits
 from airloom.flows.build import find_build
-from tests.e2e.conftest import ROOT, RUN_SECONDS, Platform
+from tests.e2e.actions import wait_for_build
+from tests.e2e.conftest import ROOT, Platform
 from tests.fixtures.git import git
 
 ME = {"NAME": "Ada", "EMAIL": "ada@example.org"}
@@ -114,13 +115,7 @@ def test_the_recipe_leads_from_an_empty_repository_to_a_served_model(platform: P
     follow(platform, "\n".join((make, fill, push, name)))
     work = platform.project / "team_model"
     commit = git("rev-parse", "HEAD", cwd=work).stdout.strip()
-    statuses = platform.hooks.gitbucket.statuses
-    record = platform.wait_for(
-        "the build",
-        lambda: find_build(platform.hooks, "team_model", commit),
-        RUN_SECONDS,
-        evidence=lambda: statuses("team_model", commit),
-    )
+    record = wait_for_build(platform, "team_model", commit)
     assert record.commit == platform.hooks.git.head("team_model")
     files = git("ls-files", cwd=work).stdout.split()
     assert "image_classifier/network.py" in files

@@ -53,7 +53,7 @@ def test_all_components_are_healthy(airflow: RunningAirflow) -> None:
     def states() -> dict[str, str]:
         return {name: part["status"] for name, part in airflow.api.health().items()}
 
-    until(lambda: states() == wanted, seconds=120, what=states)
+    assert until(lambda: states() == wanted, seconds=120, what=states)
 
 
 def test_secrets_are_private(airflow: RunningAirflow) -> None:
@@ -168,13 +168,16 @@ def test_of_quick_pushes_the_last_one_starts_a_run(airflow: RunningAirflow) -> N
         for commit in pushes:
             airflow.api.create_asset_event(name, {"repo": "some_repo", "commit": commit})
 
-        def started(last: str = pushes[-1]) -> str | None:
-            events = airflow.api.asset_events(name, limit=8)
-            made = next(event["created_dagruns"] for event in events if event["extra"]["commit"] == last)
-            return made[0]["run_id"] if made else None
+        def runs_of(commits: list[str] = pushes) -> dict[str, set[str]]:
+            made: dict[str, set[str]] = {commit: set() for commit in commits}
+            for event in airflow.api.asset_events(name, limit=8):
+                made.get(event["extra"]["commit"], set()).update(run["run_id"] for run in event["created_dagruns"])
+            return made
 
-        run_id = until(started, seconds=120, what="the last event started nothing")
-        airflow.api.wait("trivial", run_id, timeout_seconds=400)
+        runs = until(lambda: all(runs_of().values()) and runs_of(), seconds=120, what=runs_of)
+        assert list(runs) == pushes
+        for run_id in runs[pushes[-1]]:
+            assert airflow.api.wait("trivial", run_id, timeout_seconds=400)["state"] == "success"
 
 
 def test_many_changes_at_once_are_all_made(airflow: RunningAirflow) -> None:

@@ -46,20 +46,15 @@ def states(airflow: RunningAirflow, run_id: str) -> dict[str, str]:
     return {task["task_id"]: task["state"] for task in airflow.api.task_instances("asks", run_id)}
 
 
-def path_of(run_id: str) -> str:
-    return f"dags/asks/dagRuns/{quote(run_id, safe='')}/taskInstances/approve/-1/hitlDetails"
-
-
 def details(airflow: RunningAirflow, run_id: str) -> dict[str, Any]:
     """What the person is asked."""
-    return dict(airflow.api._call("GET", path_of(run_id)))
+    return dict(airflow.api._call("GET", f"dags/asks/dagRuns/{quote(run_id)}/taskInstances/approve/-1/hitlDetails"))
 
 
 def give(airflow: RunningAirflow, run_id: str, answer: str) -> None:
-    """Answer as the UI does."""
     # A server that is busy is told again, and may have taken the answer the first time. What it took, the run shows.
     with suppress(ConflictError):
-        airflow.api._call("PATCH", path_of(run_id), json={"chosen_options": [answer], "params_input": {}})
+        airflow.api.answer("asks", run_id, "approve", answer)
 
 
 def logs(airflow: RunningAirflow, run_id: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 
 from airloom.contract import Runner, RunPlan, SourcePin, Stage
 from airloom.embedded.airflow_server import services
-from airloom.errors import NotFoundError
 from airloom.flows.reap import reap
 from airloom.flows.stages import workspace_of
 from airloom.hooks.airflow_api import AirflowApi
@@ -22,7 +21,7 @@ from airloom.hooks.object_store import ObjectStore
 from airloom.hooks.process_runner import ProcessRunner
 from airloom.hooks.runner import JobHandle
 from tests.conftest import make_settings
-from tests.fixtures.airflow import RunningAirflow, make_project, until
+from tests.fixtures.airflow import RunningAirflow, logs_of_tries, make_project, until
 from tests.fixtures.plans import make_plan, make_spec
 from tests.fixtures.services import running
 from tests.fixtures.stage_repo import processes_of, write_stage_repo
@@ -89,12 +88,7 @@ class Staged:
         return handle
 
     def logs(self, run_id: str, after: int = 0) -> list[str]:
-        """Of each try after that one, the last one's last: any may have failed for a reason of Airflow's own."""
-        found = []
-        for number in range(after + 1, self.task(run_id)["try_number"] + 1):
-            with suppress(NotFoundError):  # it has not begun
-                found.append("\n".join(self.api.task_log(self.pipeline, run_id, "preprocess", number)))
-        return found
+        return logs_of_tries(self.api, self.pipeline, run_id, "preprocess", after)
 
     def wait_for_try(self, run_id: str, after: int) -> None:
         """A try later than that one."""

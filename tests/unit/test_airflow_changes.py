@@ -76,6 +76,7 @@ def test_who_only_reads_waits_for_nobody() -> None:
         asked = [server.ask(method) for method in ("POST", "GET", "HEAD", "OPTIONS")]
         asked.append(server.ask("", kind="lifespan"))
         await until(lambda: server.now == 5)
+        assert server.most == 5
         server.go.set()
         await asyncio.gather(*asked)
 

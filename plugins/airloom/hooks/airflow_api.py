@@ -250,24 +250,23 @@ class AirflowApi:
         event = {"asset_id": asset_id, "extra": dict(extra)}
         # Airflow's note that a run is due keeps the time of the first event, and the run takes none that came after
         # it: this one would start nothing (apache/airflow issue 56050). A new note has this one's time.
+        another_waited = True
         try:
             self._call("DELETE", f"assets/{asset_id}/queuedEvents", repeat=False)
         except NotFoundError:
-            self._call("POST", "assets/events", json=event, repeat=False)
-            return
+            another_waited = False
         made = self._call("POST", "assets/events", json=event, repeat=False)
-        if self._is_lost(asset_id, made["id"]):
+        if another_waited and self._is_lost(name_or_uri, asset_id, made["id"]):
             self._call("POST", "assets/events", json=event, repeat=False)
 
-    def _is_lost(self, asset_id: int, event_id: int) -> bool:
+    def _is_lost(self, name_or_uri: str, asset_id: int, event_id: int) -> bool:
         """Whether an event has no run, and no note that one is due.
 
         A scheduler that was about to act on the note before it removes whatever note there is when it has.
         """
         for _ in range(_LOOKS):
             time.sleep(_LOOK_SECONDS)
-            events = self._all("assets/events", "asset_events", limit=_PAGE, asset_id=asset_id, order_by="-timestamp")
-            if any(event["id"] == event_id and event["created_dagruns"] for event in events):
+            if any(event["id"] == event_id and event["created_dagruns"] for event in self.asset_events(name_or_uri)):
                 return False
         return not self._call("GET", f"assets/{asset_id}/queuedEvents")["total_entries"]
 
